@@ -1,0 +1,32 @@
+"""Neural networks trained from scratch, step by step as torch.nn trains them."""
+
+from scratchcuda import metrics, ops
+from scratchcuda.activations import Activation, Layer, Linear, ReLU, RelU, Sigmoid, Softmax, Tanh
+from scratchcuda.layers import Dense, InputLayer
+from scratchcuda.linear_regression import SimpleLinearRegression
+from scratchcuda.losses import MSE, CrossEntropy, Losses
+from scratchcuda.model import Model
+from scratchcuda.training import History
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MSE",
+    "Activation",
+    "CrossEntropy",
+    "Dense",
+    "History",
+    "InputLayer",
+    "Layer",
+    "Linear",
+    "Losses",
+    "Model",
+    "ReLU",
+    "RelU",
+    "Sigmoid",
+    "SimpleLinearRegression",
+    "Softmax",
+    "Tanh",
+    "metrics",
+    "ops",
+]

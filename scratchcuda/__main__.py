@@ -1,0 +1,18 @@
+"""``scratchcuda`` and ``python -m scratchcuda``."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say how to install it."""
+    try:
+        from scratchcuda.cli import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "matplotlib", "sklearn"):
+            raise
+        sys.exit(f"The command line needs {error.name}: pip install 'scratchcuda[cli]'")
+    app(prog_name="scratchcuda")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Checks of arguments. Every error names the argument, what it got and what it expects."""
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}, expected a torch.Tensor")
+
+
+def floating(name: str, value: Tensor) -> None:
+    tensor(name, value)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point dtype")
+
+
+def alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """One dtype and one device, as the products beneath need."""
+    tensor(name, value)
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name} has dtype {value.dtype}, expected {other.dtype} as {other_name}")
+    on_device(name, value, other_name, other.device)
+
+
+def on_device(name: str, value: Tensor, other_name: str, device: torch.device) -> None:
+    if value.device != device:
+        raise ValueError(f"{name} is on device {value.device}, expected {device} as {other_name}")
+
+
+def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    if value.shape != expected:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected}")
+
+
+def features(name: str, value: Tensor, expected: int) -> None:
+    if value.dim() == 0 or value.shape[-1] != expected:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected} features as its last dimension")
+
+
+def not_empty(name: str, value: Tensor) -> None:
+    if value.numel() == 0:
+        raise ValueError(f"{name} is empty (shape {tuple(value.shape)}), expected at least one sample")
+
+
+def same_length(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dim() == 0 or len(value) != len(other):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {len(other)} samples as {other_name}")
+
+
+def class_indices(name: str, value: Tensor, classes: int) -> None:
+    """Integers from 0 to classes - 1. Reads the tensor, so on a GPU it waits for it."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} has dtype {value.dtype}, expected integer class indices")
+    if value.numel() and not value.is_meta:
+        low, high = (int(end) for end in value.aminmax())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise ValueError(f"{name} holds class index {wrong}, expected 0 to {classes - 1}")
+
+
+def positive_int(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a positive integer") from None
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive integer")
+    return number
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A finite number of at least 0: a learning rate or a weight decay."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} is {number}, expected a finite number of at least 0")
+    return number
+
+
+def data(name: str, value: Any, like: Tensor) -> Tensor:
+    """Data as a tensor of ``like``'s dtype on its device.
+
+    A tensor must be there already, as with torch.nn. NumPy arrays and lists have no device and carry Python's
+    float64, so they are converted.
+    """
+    given = value if isinstance(value, Tensor) else as_tensor(name, value)
+    floating(name, given)
+    if given is not value:
+        return given.to(like)
+    alike(name, given, "the parameters", like)
+    return given
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        converted = torch.as_tensor(value)
+        # Without a dtype, Python's floats would be rounded to torch's default one.
+        return torch.as_tensor(value, dtype=torch.float64) if converted.is_floating_point() else converted
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is {type(value).__name__}, expected a tensor, a NumPy array or a list of numbers ({error})"
+        ) from None

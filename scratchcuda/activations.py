@@ -1,0 +1,135 @@
+"""Activations: each is callable, has ``backward(delta, a)``, and serves inside a Dense or as a layer of its own."""
+
+import torch
+from torch import Tensor
+
+from scratchcuda import ops
+from scratchcuda._patching import original, replaceable
+
+
+class Layer:
+    """Base class of everything that a Model stacks.
+
+    A layer of your own needs ``construct(x)`` (make the parameters for inputs like x, return the output),
+    ``forward(x)``, ``__forward__(x)`` (the forward of a training step, which keeps what backward needs) and
+    ``backward(delta, lr)`` (update the parameters, return the gradient with respect to the input). If it is
+    trainable, ``parameter_names`` names its tensors, and ``set_params`` takes them in this order.
+    """
+
+    is_trainable: bool = False
+    parameter_names: tuple[str, ...] = ("w", "b")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def __forward__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+
+class Activation(Layer):
+    """Base class of activations, elementwise or by row.
+
+    One of your own needs ``__call__(z)`` and ``backward(delta, a)``: from the gradient with respect to the output
+    a = f(z), the gradient with respect to z. Both are (m, n) tensors.
+    """
+
+    a: Tensor
+    #: The op that computes this activation inside a dense forward, if there is one.
+    op: str | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+
+    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} defines no backward")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    def __forward__(self, x: Tensor) -> Tensor:
+        self.a = self.forward(x)
+        return self.a
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+@replaceable
+class Linear(Activation):
+    """The identity, f(z) = z."""
+
+    op = "none"
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z
+
+    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
+        return delta
+
+
+@replaceable
+class ReLU(Activation):
+    """f(z) = max(z, 0)."""
+
+    op = "relu"
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.relu(z)
+
+    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
+        return ops.relu_backward(delta, a)
+
+
+#: The documents' name.
+RelU = ReLU
+
+
+@replaceable
+class Sigmoid(Activation):
+    """f(z) = 1 / (1 + exp(-z))."""
+
+    op = "sigmoid"
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
+        return ops.sigmoid_backward(delta, a)
+
+
+@replaceable
+class Tanh(Activation):
+    """f(z) = tanh(z)."""
+
+    op = "tanh"
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.tanh(z)
+
+    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
+        return ops.tanh_backward(delta, a)
+
+
+@replaceable
+class Softmax(Activation):
+    """Rows of probabilities, f(z)_i = exp(z_i) / sum_j exp(z_j) over the last dimension.
+
+    The output carries its scores z as the attribute ``scores``, and a gradient may carry its value with respect
+    to them: where a probability has saturated to 0, CrossEntropy can be computed from the scores alone.
+    """
+
+    def __call__(self, z: Tensor) -> Tensor:
+        a = torch.softmax(z, -1)
+        a.scores = z  # type: ignore[attr-defined]
+        return a
+
+    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
+        return delta.scores if hasattr(delta, "scores") else ops.softmax_backward(delta, a)
+
+
+def fused_op(activation: Activation) -> str | None:
+    """The op in which ops.dense may compute this activation; None if the activation has to be called."""
+    return activation.op if original(activation) else None

@@ -1,0 +1,136 @@
+"""The layers that a Model stacks: an InputLayer first, then Dense layers and activations."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scratchcuda import _checks, ops
+from scratchcuda._patching import replaceable
+from scratchcuda.activations import Activation, Layer, Linear, fused_op
+
+
+class InputLayer(Layer):
+    """The first layer: how many features the data has.
+
+    Args:
+        n_input_features: number of features of a sample.
+    """
+
+    def __init__(self, n_input_features: int):
+        self.m = 10
+        self.n = _checks.positive_int("n_input_features", n_input_features)
+
+    def construct(  # type: ignore[override]
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """A random batch (10, n_input_features), on which the layers find their sizes, device and dtype."""
+        return torch.randn(self.m, self.n, device=device, dtype=dtype, generator=generator)
+
+    def __repr__(self) -> str:
+        return f"InputLayer({self.n})"
+
+
+@replaceable
+class Dense(Layer):
+    """A fully connected layer, ``a = f(x w + b)``.
+
+    Args:
+        units: number of outputs.
+        act_f: the activation f, :class:`Linear` if None.
+        weight_init: a function of torch.nn.init (or any that fills a tensor in place) for the weights, called on
+            their (n_out, n_in) transpose, as torch.nn lays them out. None draws from the normal distribution.
+        bias_init: the same for the bias (n_out,).
+
+    Attributes:
+        w: weights (n_in, n_out), made by construct.
+        b: bias (n_out,), made by construct.
+        input, a: input and output of the last training step.
+    """
+
+    is_trainable = True
+    w: Tensor
+    b: Tensor
+    input: Tensor
+    a: Tensor
+
+    def __init__(
+        self,
+        units: int,
+        act_f: Activation | None = None,
+        *,
+        weight_init: Callable[..., object] | None = None,
+        bias_init: Callable[..., object] | None = None,
+    ):
+        if act_f is not None and not isinstance(act_f, Activation):
+            raise TypeError(f"act_f is {act_f!r}, expected an Activation such as Tanh()")
+        self.units = _checks.positive_int("units", units)
+        self.act_f = Linear() if act_f is None else act_f
+        self.weight_init = weight_init
+        self.bias_init = bias_init
+
+    def construct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Make ``w`` and ``b`` for inputs like x (m, n_in), on its device, in its dtype; return the output."""
+        n_in = x.shape[-1]
+        if self.weight_init is None:
+            w = torch.randn(n_in, self.units, device=x.device, dtype=x.dtype, generator=generator)
+        else:
+            w = _filled(self.weight_init, x.new_empty(self.units, n_in), generator).T.contiguous()
+        if self.bias_init is None:
+            b = torch.randn(self.units, device=x.device, dtype=x.dtype, generator=generator)
+        else:
+            b = _filled(self.bias_init, x.new_empty(self.units), generator)
+        self.w, self.b = w, b
+        return self.forward(x)
+
+    def set_params(self, w: Tensor, b: Tensor) -> None:
+        """Copy parameters in torch.nn's layout: w (n_out, n_in), b (n_out,)."""
+        _checks.tensor("w", w)
+        _checks.tensor("b", b)
+        _checks.shape("w", w, tuple(self.w.T.shape))
+        _checks.shape("b", b, tuple(self.b.shape))
+        with torch.no_grad():
+            self.w.copy_(w.T)
+            self.b.copy_(b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (m, n_in) -> f(x w + b) (m, n_out)."""
+        if op := fused_op(self.act_f):
+            return ops.dense(x, self.w, self.b, op)
+        return self.act_f(ops.dense(x, self.w, self.b))
+
+    def __forward__(self, x: Tensor) -> Tensor:
+        """The forward of a training step: keeps ``input`` and ``a`` for backward."""
+        self.input = x.clone()
+        self.a = self.forward(x)
+        return self.a
+
+    def backward(self, delta: Tensor, lr: float, weight_decay: float = 0.0) -> Tensor:
+        """Update ``w`` and ``b`` by gradient descent, and return the gradient with respect to the input.
+
+        Args:
+            delta: gradient with respect to the output (m, n_out).
+            lr: learning rate.
+            weight_decay: factor of the L2 penalty on w, not on b.
+        """
+        delta = self.act_f.backward(delta, self.a)
+        dx, dw, db = ops.dense_backward(delta, self.input, self.w)
+        ops.sgd_update_([self.w], [dw], lr, weight_decay)
+        ops.sgd_update_([self.b], [db], lr)
+        return dx
+
+    def __repr__(self) -> str:
+        return f"Dense({self.units}, {self.act_f!r})"
+
+
+def _filled(init: Callable[..., object], values: Tensor, generator: torch.Generator | None) -> Tensor:
+    # Not every function of torch.nn.init draws numbers: zeros_ and constant_ take no generator.
+    if generator is not None and "generator" in inspect.signature(init).parameters:
+        init(values, generator=generator)
+    else:
+        init(values)
+    return values.detach()

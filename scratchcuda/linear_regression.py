@@ -1,0 +1,154 @@
+"""Simple linear regression, ``y = b + w x``, trained by gradient descent written out by hand."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scratchcuda import _checks, ops
+from scratchcuda._patching import original, replaceable
+from scratchcuda.parameters import Parameters
+from scratchcuda.plan import Network, Product, TensorPlan, unfit
+from scratchcuda.training import GeneralPath, History, Path, run
+
+
+@replaceable
+class SimpleLinearRegression(Parameters):
+    """One feature, one target, ``y = b + w x``.
+
+    Args:
+        device: where the parameters are made and stay. If None they are made on torch's default device and move
+            once, to the device of the first data they meet.
+        dtype: floating-point dtype of the parameters, torch's default one if None.
+        generator: source of the normally distributed initial values, torch's default one if None.
+
+    Attributes:
+        w: the weight (1,), may be read and assigned.
+        b: the bias (1,), may be read and assigned.
+        history: of the last fit, also of one that Ctrl-C ended; None before.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        self.w = torch.randn(1, device=device, dtype=dtype, generator=generator)
+        self.b = torch.randn(1, device=device, dtype=dtype, generator=generator)
+        self._like = self.w
+        self._may_move = device is None
+        self.history: History | None = None
+
+    def copy_params(self, torch_layer: nn.Linear) -> None:
+        """Copy the parameters of a torch.nn.Linear(1, 1)."""
+        bias = getattr(torch_layer, "bias", None)
+        if not isinstance(torch_layer, nn.Linear) or torch_layer.weight.shape != (1, 1) or bias is None:
+            raise ValueError(f"torch_layer is {torch_layer}, expected a Linear of one feature, one output and a bias")
+        with torch.no_grad():
+            self.w.copy_(torch_layer.weight[0])
+            self.b.copy_(bias)
+
+    def predict(self, x: Any) -> Tensor:
+        """x (n_samples,) -> predictions (n_samples,)."""
+        x = self._data("x", x)
+        return ops.dense(x.unsqueeze(-1), self.w.unsqueeze(-1), self.b).squeeze(-1)
+
+    def mse_loss(self, y_true: Tensor, y_pred: Tensor) -> float:
+        """Mean squared error of y_pred against y_true, both (n_samples,)."""
+        return ops.mse(y_pred, y_true)[0].item()
+
+    def evaluate(self, x: Any, y_true: Any) -> float:
+        """Mean squared error of the predictions for x against y_true, both (n_samples,)."""
+        x, y = self._pair("x", x, "y_true", y_true)
+        return self.mse_loss(y, self.predict(x))
+
+    def update(self, x: Tensor, y_true: Tensor, y_pred: Tensor, lr: float, weight_decay: float = 0.0) -> None:
+        """One step of gradient descent.
+
+        Args:
+            x, y_true, y_pred: inputs, targets and predictions (n_samples,).
+            lr: learning rate.
+            weight_decay: factor of the L2 penalty on w, not on b.
+        """
+        x, y_true = self._pair("x", x, "y_true", y_true)
+        _, delta = ops.mse(y_pred, y_true)
+        _, dw, db = ops.dense_backward(delta.unsqueeze(-1), x.unsqueeze(-1), self.w.unsqueeze(-1))
+        ops.sgd_update_([self.w], [dw.squeeze(-1)], lr, weight_decay)
+        ops.sgd_update_([self.b], [db], lr)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        x_valid: Any = None,
+        y_valid: Any = None,
+        *,
+        weight_decay: float = 0.0,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        verbose: bool = True,
+    ) -> History:
+        """Train by mini-batch gradient descent; arguments, result and errors as in :meth:`Model.fit`.
+
+        All data are (n_samples,).
+        """
+        epochs = _checks.positive_int("epochs", epochs)
+        batch_size = _checks.positive_int("batch_size", batch_size)
+        lr = _checks.non_negative("lr", lr)
+        weight_decay = _checks.non_negative("weight_decay", weight_decay)
+        x, y = self._pair("x", x, "y", y)
+        valid = None
+        if x_valid is not None or y_valid is not None:
+            valid = self._pair("x_valid", x_valid, "y_valid", y_valid)
+        stage = Product(self.w.unsqueeze(-1), self.b)
+        reason = unfit([stage]) if original(self) else "the model has methods of its own"
+        path: Path
+        if reason:
+            options = {"weight_decay": weight_decay} if weight_decay else {}
+
+            def step(x: Tensor, y: Tensor) -> float:
+                y_pred = self.predict(x)
+                loss = self.mse_loss(y, y_pred)
+                self.update(x, y, y_pred, lr, **options)
+                return loss
+
+            path = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
+        else:
+            columns = [t.unsqueeze(-1) for t in (x, y)]
+            pair = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
+            path = TensorPlan(Network([stage], "mse", []), *columns, batch_size, lr, weight_decay, pair)
+        self.history = History("general" if reason else "tensor plan", reason)
+        with torch.no_grad():
+            run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, _print if verbose else None)
+        return self.history
+
+    def __repr__(self) -> str:
+        return f"SimpleLinearRegression(w={self.w.tolist()}, b={self.b.tolist()})"
+
+    def _slots(self) -> Iterator[tuple[str, Any, str]]:
+        yield "w", self, "w"
+        yield "b", self, "b"
+
+    def _data(self, name: str, x: Any) -> Tensor:
+        x = super()._data(name, x)
+        if x.dim() != 1:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (n_samples,)")
+        return x
+
+    def _pair(self, x_name: str, x: Any, y_name: str, y: Any) -> tuple[Tensor, Tensor]:
+        x = self._data(x_name, x)
+        _checks.not_empty(x_name, x)
+        y = y.to(x.dtype) if isinstance(y, Tensor) and y.is_floating_point() else y
+        y = self._data(y_name, y)
+        _checks.same_length(y_name, y, x_name, x)
+        return x, y
+
+
+def _print(epoch: int, history: History) -> None:
+    line = f"epoch: {epoch} - MSE: {round(history.loss[-1], 4)}"
+    print(line + (f" - MSE_v: {round(history.valid_loss[-1], 4)}" if history.valid_loss else ""))

@@ -1,0 +1,114 @@
+"""Losses: each is callable and has ``backward``, the gradient with respect to the predictions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchcuda import _checks, ops
+from scratchcuda._patching import replaceable
+
+
+class Losses:
+    """Base class of losses.
+
+    One of your own needs ``loss(y_pred, y_true)``, a float, and ``backward(y_pred, y_true)``, the gradient with
+    respect to y_pred.
+    """
+
+    def loss(self, y_pred: Tensor, y_true: Tensor) -> float:
+        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+
+    def backward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} defines no backward")
+
+    def __call__(self, y_pred: Tensor, y_true: Tensor) -> float:
+        return self.loss(y_pred, y_true)
+
+    def as_targets(self, name: str, y: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Targets for predictions of this shape, dtype and device, or an error that names the argument."""
+        targets = y if isinstance(y, Tensor) else _checks.as_tensor(name, y).to(like.device)
+        _checks.on_device(name, targets, "the predictions", like.device)
+        return targets.to(like.dtype) if targets.is_floating_point() else targets
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+@replaceable
+class MSE(Losses):
+    """Mean of the squared differences over all elements, as torch.nn.MSELoss.
+
+    Targets are floating-point, of the shape of the predictions (m, n_out).
+    """
+
+    def loss(self, y_pred: Tensor, y_true: Tensor) -> float:
+        return ops.mse(y_pred, self._targets(y_pred, y_true))[0].item()
+
+    def backward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        return ops.mse(y_pred, self._targets(y_pred, y_true))[1]
+
+    def as_targets(self, name: str, y: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        targets = super().as_targets(name, y, shape, like)
+        _checks.floating(name, targets)
+        _checks.shape(name, targets, shape)
+        return targets
+
+    def _targets(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        return self.as_targets("y_true", y_true, tuple(y_pred.shape), y_pred)
+
+
+@replaceable
+class CrossEntropy(Losses):
+    """Cross-entropy, mean over the samples.
+
+    Args:
+        probabilities: whether the predictions are probabilities, or the scores before a softmax, as
+            torch.nn.CrossEntropyLoss takes them. A Model whose last activation is Softmax sets this by itself.
+
+    Predictions are (m, classes). Targets are class indices (m,) of an integer dtype, or probabilities or one-hot
+    rows (m, classes) of any dtype. Probabilities made by our Softmax carry their scores, and the loss and its
+    gradient are computed from these, so that a probability of 0 gives neither inf nor NaN.
+    """
+
+    def __init__(self, probabilities: bool = False):
+        self.probabilities = probabilities
+
+    def loss(self, y_pred: Tensor, y_true: Tensor) -> float:
+        return self._from_scores(y_pred, y_true)[0].item()
+
+    def backward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        _, gradient = self._from_scores(y_pred, y_true)
+        if not self.probabilities:
+            return gradient
+        one_hot = self._targets(y_pred, y_true)
+        if one_hot.dim() == 1:
+            one_hot = torch.nn.functional.one_hot(one_hot, y_pred.shape[1])
+        delta = -one_hot / y_pred.clamp_min(torch.finfo(y_pred.dtype).tiny) / len(y_pred)
+        delta.scores = gradient  # type: ignore[attr-defined]  # read by Softmax.backward
+        return delta
+
+    def as_targets(self, name: str, y: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        targets = super().as_targets(name, y, shape, like)
+        if targets.dim() == 1:
+            if targets.shape != shape[:1]:
+                raise ValueError(f"{name} has shape {tuple(targets.shape)}, expected {shape[:1]} class indices")
+            _checks.class_indices(name, targets, shape[1])
+            return targets.long()
+        _checks.shape(name, targets, shape)
+        return targets.to(like.dtype)
+
+    def _from_scores(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+        scores = y_pred
+        if self.probabilities:
+            # Probabilities from elsewhere carry no scores; their logarithms are scores of the same softmax.
+            scores = getattr(y_pred, "scores", None)
+            if scores is None:
+                scores = y_pred.clamp_min(torch.finfo(y_pred.dtype).tiny).log()
+        return ops.cross_entropy(scores, self._targets(y_pred, y_true))
+
+    def _targets(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        return self.as_targets("y_true", y_true, tuple(y_pred.shape), y_pred)
+
+    def __repr__(self) -> str:
+        return f"CrossEntropy(probabilities={self.probabilities})"

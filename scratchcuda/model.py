@@ -1,0 +1,319 @@
+"""The Model: a stack of layers, trained by backpropagation written out by hand."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scratchcuda import _checks
+from scratchcuda._patching import original, replaceable
+from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
+from scratchcuda.layers import Dense, InputLayer
+from scratchcuda.losses import MSE, CrossEntropy, Losses
+from scratchcuda.parameters import Parameters
+from scratchcuda.plan import TensorPlan, network_of
+from scratchcuda.training import GeneralPath, History, Path, run
+
+_TORCH_ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
+    nn.ReLU: ReLU,
+    nn.Sigmoid: Sigmoid,
+    nn.Tanh: Tanh,
+    nn.Softmax: Softmax,
+    nn.Identity: Linear,
+}
+
+
+@replaceable
+class Model(Parameters):
+    """A network of layers and its loss.
+
+    Args:
+        layers: an InputLayer, then Dense layers, activations and layers of your own, each object once.
+        loss_f: the loss, :class:`MSE` if None.
+        device: where the parameters are made and stay. If None they are made on torch's default device and move
+            once, to the device of the first data they meet.
+        dtype: floating-point dtype of the parameters, torch's default one if None.
+        generator: source of the initial values, torch's default one if None.
+
+    Attributes:
+        layers: the layers without the InputLayer; ``layers[i].w`` and ``.b`` may be read and assigned.
+        loss_f: the loss.
+        history: of the last fit, also of one that Ctrl-C ended; None before.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        loss_f: Losses | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        _check_layers(layers)
+        if loss_f is not None and not isinstance(loss_f, Losses):
+            raise TypeError(f"loss_f is {loss_f!r}, expected a loss such as MSE()")
+        self.layers = list(layers[1:])  # the input layer has done its work here
+        self.loss_f = MSE() if loss_f is None else loss_f
+        last = self.layers[-1]
+        if isinstance(self.loss_f, CrossEntropy) and isinstance(getattr(last, "act_f", last), Softmax):
+            self.loss_f = copy.copy(self.loss_f)
+            self.loss_f.probabilities = True
+        self.n_in = layers[0].n  # type: ignore[attr-defined]
+        self.history: History | None = None
+        self._may_move = device is None
+        made = {"device": device, "dtype": dtype, "generator": generator}
+        options = {name: value for name, value in made.items() if value is not None}
+        out = layers[0].construct(**options)  # type: ignore[call-arg]
+        if not out.is_floating_point():
+            raise TypeError(f"dtype is {dtype}, expected a floating-point dtype")
+        self._like = out.new_empty(0)
+        for layer in self.layers:
+            draws = generator is not None and isinstance(layer, Dense)
+            out = layer.construct(out, generator=generator) if draws else layer.construct(out)  # type: ignore
+        self.n_out = out.shape[-1]
+
+    @classmethod
+    def from_torch(cls, module: nn.Sequential, loss_f: Losses | None = None) -> "Model":
+        """A model with copies of a Sequential's parameters, on their device, in their dtype.
+
+        Args:
+            module: Linear layers with bias, ReLU, Sigmoid, Tanh, Softmax over the last dimension and Identity;
+                Sequentials within it are unfolded. An activation right after a Linear becomes the Dense's.
+            loss_f: the loss, :class:`MSE` if None.
+
+        Raises:
+            TypeError: for any other module.
+            ValueError: for a Linear without bias, no Linear, or a Softmax over another dimension.
+        """
+        layers: list[Layer] = []
+        linears = []
+        for child in _flatten(module):
+            if type(child) is nn.Linear:
+                if child.bias is None:
+                    raise ValueError(f"module holds {child}, expected a Linear with bias")
+                linears.append(child)
+                layers.append(Dense(child.out_features))
+                continue
+            kind = _TORCH_ACTIVATIONS.get(type(child))
+            if kind is None:
+                names = ", ".join(t.__name__ for t in (nn.Linear, *_TORCH_ACTIVATIONS))
+                raise TypeError(f"module holds {child}, expected only {names}")
+            if isinstance(child, nn.Softmax) and child.dim not in (1, -1):
+                raise ValueError(f"module holds {child}, expected dim=1 or dim=-1")
+            if layers and isinstance(layers[-1], Dense) and isinstance(layers[-1].act_f, Linear):
+                layers[-1].act_f = kind()
+            else:
+                layers.append(kind())
+        if not linears:
+            raise ValueError(f"module is {module}, expected at least one Linear")
+        weight = linears[0].weight
+        model = cls([InputLayer(linears[0].in_features), *layers], loss_f, device=weight.device, dtype=weight.dtype)
+        model.copy_parameters(lambda: [p for linear in linears for p in (linear.weight, linear.bias)])
+        return model
+
+    def to_torch(self) -> nn.Sequential:
+        """A torch.nn.Sequential with copies of the parameters; layers of your own raise TypeError."""
+        kinds = {ours: theirs for theirs, ours in _TORCH_ACTIVATIONS.items()}
+        modules: list[nn.Module] = []
+        for i, layer in enumerate(self.layers):
+            activation: Layer = layer
+            if isinstance(layer, Dense):
+                n_in, n_out = layer.w.shape
+                linear = nn.Linear(n_in, n_out, device=layer.w.device, dtype=layer.w.dtype)
+                with torch.no_grad():
+                    linear.weight.copy_(layer.w.T)
+                    linear.bias.copy_(layer.b)
+                modules.append(linear)
+                activation = layer.act_f
+            kind = kinds.get(type(activation))  # type: ignore[arg-type]
+            if kind is None:
+                raise TypeError(f"layers[{i}] is {layer!r}, which torch.nn has no module for")
+            if kind is nn.Softmax:
+                modules.append(nn.Softmax(dim=-1))
+            elif kind is not nn.Identity:
+                modules.append(kind())
+        return nn.Sequential(*modules)
+
+    def copy_parameters(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
+        """Copy the parameters of a torch module, in its order: ``model.copy_parameters(net.parameters)``.
+
+        Args:
+            parameters: the bound method of the module (or any function that gives its tensors), weights (n_out,
+                n_in) before bias (n_out,).
+        """
+        given = list(parameters())
+        expected = sum(len(layer.parameter_names) for layer in self._trainable())
+        if len(given) != expected:
+            raise ValueError(f"parameters gives {len(given)} tensors, expected {expected}")
+        with self._unchanged_on_error():
+            for layer in self._trainable():
+                layer.set_params(*[given.pop(0) for _ in layer.parameter_names])  # type: ignore[attr-defined]
+
+    def predict(self, x: Any) -> Tensor:
+        """Forward propagation: x (m, n_in) -> predictions (m, n_out)."""
+        out = self._data("x", x)
+        for layer in self.layers:
+            out = layer.forward(out)
+        return out
+
+    def __forward__(self, x: Any) -> Tensor:
+        """The forward propagation of a training step: layers keep what backward needs."""
+        out = self._data("x", x)
+        for layer in self.layers:
+            out = layer.__forward__(out)
+        return out
+
+    def evaluate(self, x: Any, y: Any) -> float:
+        """The loss of the predictions for x (m, n_in) against the targets y, as the loss takes them."""
+        x = self._data("x", x)
+        y = self._targets("y", y, "x", x)
+        return self.loss_f(self.predict(x), y)
+
+    def update(self, y_pred: Tensor, y_true: Tensor, lr: float, weight_decay: float = 0.0) -> None:
+        """Backpropagation and update, after ``y_pred = model.__forward__(x)``.
+
+        Args:
+            y_pred: the predictions (m, n_out).
+            y_true: their targets, as the loss takes them.
+            lr: learning rate.
+            weight_decay: factor of the L2 penalty on weights, not on biases.
+        """
+        _checks.non_negative("lr", lr)
+        options = self._decay_options(weight_decay)
+        delta = self.loss_f.backward(y_pred, y_true)
+        for layer in reversed(self.layers):
+            if isinstance(layer, Activation):
+                delta = layer.backward(delta, layer.a)
+            else:
+                delta = layer.backward(delta, lr, **(options if layer.is_trainable else {}))  # type: ignore
+
+    def fit(
+        self,
+        x_train: Any,
+        y_train: Any,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        x_valid: Any = None,
+        y_valid: Any = None,
+        *,
+        weight_decay: float = 0.0,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        verbose: bool = True,
+    ) -> History:
+        """Train by mini-batch gradient descent; the last batch of an epoch may be smaller.
+
+        Data are tensors of the parameters' dtype and device, or NumPy arrays or lists, which are converted. Ctrl-C
+        leaves the parameters as after the last finished step, and ``history`` as far as it came.
+
+        Args:
+            x_train: inputs (m, n_in).
+            y_train: targets (m, n_out), or class indices (m,) for CrossEntropy.
+            epochs: number of passes over the data.
+            lr: learning rate.
+            batch_size: samples of a step.
+            x_valid, y_valid: validation data, both or neither.
+            weight_decay: factor of the L2 penalty on weights, not on biases.
+            shuffle: draw a new order of the samples before each epoch.
+            generator: source of the orders, torch's default one if None.
+            verbose: print a line after each epoch.
+
+        Returns:
+            the history, also kept as ``model.history``.
+
+        Raises:
+            ValueError, TypeError: for arguments that do not fit, before anything has changed.
+        """
+        epochs = _checks.positive_int("epochs", epochs)
+        batch_size = _checks.positive_int("batch_size", batch_size)
+        lr = _checks.non_negative("lr", lr)
+        options = self._decay_options(weight_decay)
+        x = self._data("x_train", x_train)
+        y = self._targets("y_train", y_train, "x_train", x)
+        valid = None
+        if x_valid is not None or y_valid is not None:
+            xv = self._data("x_valid", x_valid)
+            valid = xv, self._targets("y_valid", y_valid, "x_valid", xv)
+
+        def step(x: Tensor, y: Tensor) -> float:
+            y_pred = self.__forward__(x)
+            loss = self.loss_f(y_pred, y)
+            self.update(y_pred, y, lr, **options)
+            return loss
+
+        reason = "the model has methods of its own"
+        if original(self) is Model:
+            network = network_of(self.layers, self.loss_f)
+            reason = network if isinstance(network, str) else ""
+        path: Path
+        if reason:
+            path = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
+        else:
+            path = TensorPlan(network, x, y, batch_size, lr, weight_decay, valid)  # type: ignore[arg-type]
+        self.history = History("general" if reason else "tensor plan", reason)
+        with torch.no_grad():
+            run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, _print if verbose else None)
+        return self.history
+
+    def __repr__(self) -> str:
+        layers = "".join(f"  {layer!r},\n" for layer in (InputLayer(self.n_in), *self.layers))
+        return f"Model([\n{layers}], {self.loss_f!r})"
+
+    def _trainable(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.is_trainable]
+
+    def _slots(self) -> Iterator[tuple[str, Any, str]]:
+        for i, layer in enumerate(self.layers):
+            if layer.is_trainable:
+                for name in layer.parameter_names:
+                    yield f"layers.{i}.{name}", layer, name
+
+    def _data(self, name: str, x: Any) -> Tensor:
+        x = super()._data(name, x)
+        _checks.features(name, x, self.n_in)
+        return x
+
+    def _targets(self, name: str, y: Any, x_name: str, x: Tensor) -> Tensor:
+        _checks.not_empty(x_name, x)
+        y = y if isinstance(y, Tensor) else _checks.as_tensor(name, y)
+        _checks.same_length(name, y, x_name, x)
+        return self.loss_f.as_targets(name, y, (*x.shape[:-1], self.n_out), x)
+
+    def _decay_options(self, weight_decay: float) -> dict[str, float]:
+        """Weight decay goes only to methods that know it; a patched backward without it must not lose it silently."""
+        if not _checks.non_negative("weight_decay", weight_decay):
+            return {}
+        for method in (self.update, *(layer.backward for layer in self._trainable())):  # type: ignore[attr-defined]
+            if "weight_decay" not in inspect.signature(method).parameters:
+                raise TypeError(f"weight_decay is {weight_decay}, but {method.__qualname__} has no such argument")
+        return {"weight_decay": weight_decay}
+
+
+def _check_layers(layers: Sequence[Layer]) -> None:
+    if not isinstance(layers, Sequence) or not layers or not isinstance(layers[0], InputLayer):
+        raise ValueError(f"layers is {layers!r}, expected a list that starts with an InputLayer")
+    if len(layers) == 1:
+        raise ValueError("layers holds only an InputLayer, expected at least one layer after it")
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Layer) or (i > 0 and isinstance(layer, InputLayer)):
+            raise TypeError(f"layers[{i}] is {layer!r}, expected a Dense, an activation or a Layer of your own")
+        if any(layer is earlier for earlier in layers[:i]):
+            raise ValueError(f"layers[{i}] is {layer!r}, which stands in the list already; expected a new object")
+
+
+def _flatten(module: nn.Module) -> Iterator[nn.Module]:
+    if type(module) is nn.Sequential:
+        for child in module:
+            yield from _flatten(child)
+    else:
+        yield module
+
+
+def _print(epoch: int, history: History) -> None:
+    line = f"Epoch: {epoch} - L: {history.loss[-1]:.4f}"
+    print(line + (f" - L_v {history.valid_loss[-1]:.4f}" if history.valid_loss else ""))

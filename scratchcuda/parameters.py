@@ -1,0 +1,84 @@
+"""What Model and SimpleLinearRegression share: named parameters that live on one device in one dtype."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from scratchcuda import _checks
+
+_Self = TypeVar("_Self", bound="Parameters")
+
+
+class Parameters:
+    """Base class. A subclass yields its parameters as (name, owner, attribute) from ``_slots``."""
+
+    #: Whether the parameters may still move to the device of the first data they meet.
+    _may_move: bool
+    #: An empty tensor of the parameters' device and dtype, for a model that has none.
+    _like: Tensor
+
+    def _slots(self) -> Iterator[tuple[str, Any, str]]:
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self._reference().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self._reference().dtype
+
+    def to(self: _Self, *args: Any, **kwargs: Any) -> _Self:
+        """Move the parameters, as torch.nn.Module.to: ``to(device)``, ``to(dtype)`` or both. Returns self.
+
+        A device named here is explicit: the parameters stay there, whatever data they meet.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype is {dtype}, expected a floating-point dtype")
+        for _, owner, attribute in self._slots():
+            setattr(owner, attribute, getattr(owner, attribute).to(device, dtype))
+        self._like = self._like.to(device, dtype)
+        self._may_move = self._may_move and device is None
+        return self
+
+    def state_dict(self) -> "OrderedDict[str, Tensor]":
+        """The parameters by name, sharing memory with the model as torch.nn's do."""
+        return OrderedDict((name, getattr(owner, attribute).detach()) for name, owner, attribute in self._slots())
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Copy the parameters of another model's state_dict; names and shapes must be those of this model's."""
+        own = self.state_dict()
+        missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
+        if missing or unexpected:
+            raise ValueError(f"state_dict lacks {missing} and has unexpected {unexpected}, expected {list(own)}")
+        for name, tensor in own.items():
+            _checks.tensor(f"state_dict[{name!r}]", state_dict[name])
+            _checks.shape(f"state_dict[{name!r}]", state_dict[name], tuple(tensor.shape))
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state_dict[name])
+
+    def _reference(self) -> Tensor:
+        return next((getattr(owner, attribute) for _, owner, attribute in self._slots()), self._like)
+
+    def _data(self, name: str, x: Any) -> Tensor:
+        """Data for these parameters; the first tensor decides where they live, unless a device was named."""
+        if isinstance(x, Tensor) and self._may_move:
+            self.to(x.device)
+        return _checks.data(name, x, self._reference())
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        try:
+            yield
+        except BaseException:
+            self.load_state_dict(before)
+            raise

@@ -1,0 +1,73 @@
+"""Every operation of :mod:`scratchcuda.ops` in plain tensor operations.
+
+These twins are the CPU path and the oracle of the CUDA kernels. Each has the signature of its op, checks
+nothing (``ops`` does), and is built from torch's own differentiable functions, so autograd, ``torch.func`` and
+fake tensors go straight through it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+aten = torch.ops.aten
+
+# In place, on the fresh output of the product: one buffer less than torch.tanh(linear(...)).
+_ACTIVATE = {"none": lambda z: z, "relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_}
+
+
+def dense(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
+    # x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
+    z = functional.linear(x, w.mT, b)
+    return torch.softmax(z, -1) if activation == "softmax" else _ACTIVATE[activation](z)
+
+
+def dense_backward(delta: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # delta (..., n_out), x (..., n_in), w (n_in, n_out) -> dx (..., n_in), dw (n_in, n_out), db (n_out,)
+    rows = delta.reshape(-1, w.shape[1])
+    return delta @ w.mT, x.reshape(-1, w.shape[0]).mT @ rows, rows.sum(0)
+
+
+def relu_backward(delta: Tensor, a: Tensor) -> Tensor:
+    return aten.threshold_backward(delta, a, 0)
+
+
+def sigmoid_backward(delta: Tensor, a: Tensor) -> Tensor:
+    return aten.sigmoid_backward(delta, a)
+
+
+def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
+    return aten.tanh_backward(delta, a)
+
+
+def softmax_backward(delta: Tensor, a: Tensor) -> Tensor:
+    return aten._softmax_backward_data(delta, a, -1, a.dtype)
+
+
+def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+    # y_pred, y_true of one shape -> loss (), gradient with respect to y_pred
+    difference = y_pred - y_true
+    return difference.square().mean(), 2 * difference / difference.numel()
+
+
+def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+    # scores (m, c), y_true (m, c) or class indices (m,) -> loss (), gradient with respect to scores (m, c)
+    log_p = torch.log_softmax(scores, 1)
+    if y_true.dim() == 1:
+        index = y_true.unsqueeze(1)
+        target = torch.zeros_like(log_p).scatter(1, index, 1)
+        terms = log_p.gather(1, index)  # not target * log_p: a score of -inf elsewhere would make it NaN
+    else:
+        target, terms = y_true, y_true * log_p
+    return -terms.sum() / len(scores), (log_p.exp() * target.sum(1, keepdim=True) - target) / len(scores)
+
+
+@torch.no_grad()
+def sgd_update_(params: Sequence[Tensor], grads: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+    # p <- p - lr (g + weight_decay p), rounded in the order of torch.optim.SGD
+    if not params:
+        return
+    if weight_decay:
+        grads = torch._foreach_add(grads, params, alpha=weight_decay)
+    torch._foreach_add_(params, grads, alpha=-lr)
