@@ -123,8 +123,8 @@ class SimpleLinearRegression(Parameters):
             pair = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
             path = TensorPlan(Network([stage], "mse", []), *columns, batch_size, lr, weight_decay, pair)
         self.history = History("general" if reason else "tensor plan", reason)
-        with torch.no_grad():
-            run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, _print if verbose else None)
+        report = _print if verbose else None
+        run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, report)
         return self.history
 
     def __repr__(self) -> str:

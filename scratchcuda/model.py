@@ -256,8 +256,8 @@ class Model(Parameters):
         else:
             path = TensorPlan(network, x, y, batch_size, lr, weight_decay, valid)  # type: ignore[arg-type]
         self.history = History("general" if reason else "tensor plan", reason)
-        with torch.no_grad():
-            run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, _print if verbose else None)
+        report = _print if verbose else None
+        run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, report)
         return self.history
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ What makes it fast, and where it is found below:
   n_out), so that ``W^T A`` adds the bias, and ``W += alpha A delta^T`` is gradient and update of both at once.
 - The scale of the loss's gradient waits for alpha. The target is subtracted inside the last product (beta = -1).
 - Columns are padded so that every row starts on a cache line. Deltas of the padding are 0, so it adds nothing.
+- The data is copied into this layout once, a block for each batch; a shuffled fit does so once an epoch.
 - Losses are collected in a tensor and read once an epoch.
 - Inference mode, ``out=`` everywhere: a step allocates nothing.
 
@@ -15,10 +16,10 @@ A plan serves while every object runs the methods it was written with (:mod:`scr
 parameters when it is made and writes them back when it finishes, so that ``layer.w`` stays an ordinary tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -123,6 +124,8 @@ class TensorPlan:
         valid: the same pair of tensors for validation, or None.
     """
 
+    mode = torch.inference_mode
+
     def __init__(
         self,
         network: Network,
@@ -135,48 +138,41 @@ class TensorPlan:
     ):
         self.network, self.x, self.y, self.batch_size = network, x, y, batch_size
         self.products = [stage for stage in network.stages if isinstance(stage, Product)]
-        samples = len(y)
         with torch.inference_mode():
             # weights (n_in + 1, n_out): the bias is the last row
             self.weights = [torch.cat([product.w, product.b.unsqueeze(0)]) for product in self.products]
-            self.steps = {m: _Step(self, m, lr, weight_decay) for m in _sizes(samples, batch_size)}
-            self.losses = x.new_zeros(-(-samples // batch_size))
-            self.slots = self.losses.unbind()
-            self.chunks = [] if valid is None else self._chunks(*valid)
-        self.valid_samples = 0 if valid is None else len(valid[1])
-        self.last: _Step | None = None
-
-    def _chunks(self, x: Tensor, y: Tensor) -> list[tuple["_Evaluation", Tensor, Tensor]]:
-        widest = max(max(w.shape) for w in self.weights)
-        size = max(CACHE_LINE, CHUNK_BYTES // (widest * x.element_size()))
-        passes = {m: _Evaluation(self, m) for m in _sizes(len(y), size)}
-        return [(passes[len(y)], x.mT, y) for x, y in zip(x.split(size), y.split(size), strict=True)]
+            self.steps = {m: _Step(self, m, lr, weight_decay) for m in _sizes(len(y), batch_size)}
+            self.losses = x.new_zeros(-(-len(y) // batch_size))
+            self.chunks: list[Block] = []
+            if valid is not None:
+                widest = max(max(w.shape) for w in self.weights)
+                size = max(CACHE_LINE, CHUNK_BYTES // (widest * x.element_size()))
+                evaluations = {m: _Evaluation(self, m) for m in _sizes(len(valid[1]), size)}
+                self.valid_losses = x.new_zeros(-(-len(valid[1]) // size))
+                self.chunks = _blocks(*valid, size, evaluations, self.valid_losses)
+        self.last: Block | None = None
 
     def load(self, order: Tensor | None) -> None:
         x, y = (self.x, self.y) if order is None else (self.x[order], self.y[order])
-        pairs = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
-        self.batches = [(self.steps[len(y)], x.mT, y) for x, y in pairs]
+        self.batches = _blocks(x, y, self.batch_size, self.steps, self.losses)
 
     def epoch(self, stop: HeldInterrupt) -> list[float]:
         finished = 0
-        with torch.inference_mode():
-            for (step, x, y), slot in zip(self.batches, self.slots, strict=True):
-                step.run(x, y)
-                slot.copy_(step.loss)
-                finished += 1
-                if stop.pending:
-                    break
-            self.last = self.batches[finished - 1][0]
-            losses = self.losses[:finished].tolist()
-        return [loss * step.scale for loss, (step, _, _) in zip(losses, self.batches, strict=False)]
+        for step, x, y, loss in self.batches:
+            step.run(x, y, loss)
+            finished += 1
+            if stop.pending:
+                break
+        self.last = self.batches[finished - 1]
+        sums = zip(self.losses.tolist(), self.batches[:finished], strict=False)
+        return [loss * step.scale for loss, (step, _, _, _) in sums]
 
     def validate(self) -> float:
-        total = 0.0
-        with torch.inference_mode():
-            for chunk, x, y in self.chunks:
-                chunk.run(x, y)
-                total += chunk.loss.item() * chunk.scale * chunk.m
-        return total / self.valid_samples
+        for evaluation, x, y, loss in self.chunks:
+            evaluation.run(x, y, loss)
+        losses = zip(self.valid_losses.tolist(), self.chunks, strict=True)
+        sums, samples = zip(*((loss * e.scale * e.m, e.m) for loss, (e, _, _, _) in losses), strict=True)
+        return sum(sums) / sum(samples)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -184,10 +180,11 @@ class TensorPlan:
             product.w.copy_(w[:-1])
             product.b.copy_(w[-1])
         if self.last is not None:
+            step, x, y, _ = self.last
             for layer, before, after in self.network.owners:
-                layer.a = self.last.value(after)  # type: ignore[attr-defined]
+                layer.a = step.value(after, x, y)  # type: ignore[attr-defined]
                 if isinstance(layer, Dense):
-                    layer.input = self.last.value(before)
+                    layer.input = step.value(before, x, y)
 
 
 def _sizes(samples: int, size: int) -> set[int]:
@@ -195,49 +192,69 @@ def _sizes(samples: int, size: int) -> set[int]:
     return {min(size, samples), samples % size or size}
 
 
+def _blocks(
+    x: Tensor, y: Tensor, size: int, evaluations: Mapping[int, "_Evaluation"], losses: Tensor
+) -> list["Block"]:
+    """The data cut into blocks of ``size`` samples in the plan's layout, each with a place for its loss."""
+    blocks: list[Block] = []
+    places = iter(losses.unbind())
+    samples, features = x.shape
+    full = samples // size * size
+    for start, stop, m in ((0, full, size), (full, samples, samples - full)):
+        if start == stop:
+            continue
+        evaluation = evaluations[m]
+        # (blocks, features + 1, columns), a last row of ones; what the padding holds does not matter
+        inputs = x.new_ones((stop - start) // m, features + 1, evaluation.columns)
+        inputs[:, :-1, :m] = x[start:stop].reshape(-1, m, features).mT
+        targets = y[start:stop].reshape(-1, m, *y.shape[1:])
+        if y.dim() == 2:
+            # (blocks, n_out, m); not .contiguous(), which leaves the odd strides of a single row, slow in products
+            targets = targets.mT.clone(memory_format=torch.contiguous_format)
+        blocks += zip(repeat(evaluation), inputs.unbind(), targets.unbind(), places)
+    return blocks
+
+
 class _Evaluation:
-    """The bound calls from a batch of m samples to its loss.
+    """The calls from a batch of m samples to its loss, all bound but for the batch.
 
     Attributes:
-        values: value i is the input of stage i, (features + 1, columns), the last row all ones.
+        values: value i is the input of stage i, (features + 1, columns), a row of ones last; value 0 is the batch.
         delta: the gradient of the loss with respect to the last value (n_out, columns), up to a factor.
-        loss: the loss (), to be multiplied by ``scale``.
+        scale: what the sum in ``loss`` is to be multiplied by.
     """
 
     #: Whether each value keeps a buffer of its own. An evaluation forgets them, to stay in cache.
     keeps_values = False
 
     def __init__(self, plan: TensorPlan, m: int):
-        network, self.weights, self.m = plan.network, plan.weights, m
-        self.stages = network.stages
+        self.network, self.weights, self.m = plan.network, plan.weights, m
+        self.stages = plan.network.stages
         w = self.weights[0]
         lanes = CACHE_LINE // w.element_size()
-        self.columns = -(-m // lanes) * lanes if m > lanes else m
-        self.calls: list[Call] = []
+        # A single product reads the batch only, where padding would gain nothing.
+        self.columns = -(-m // lanes) * lanes if m > lanes and len(self.stages) > 1 else m
         self.buffers: dict[tuple[int, int], Tensor] = {}
-        self.values = [self._buffer(w.shape[0] - 1, None, self.keeps_values)]
         outputs = self.weights[-1].shape[1]
-        self.delta = w.new_zeros(outputs, self.columns)
-        self.target = w.new_zeros(outputs, m)
-        self.loss = w.new_zeros(())
-        self.scale = 1 / (m * outputs) if network.loss == "mse" else 1 / m
-        self.subtracts_target = network.loss == "mse" and isinstance(self.stages[-1], Product)
+        self.delta = w.new_zeros(outputs, self.columns)  # the padding's stays 0
+        self.first: Callable[[Tensor], object] | None = None
+        self.calls: list[Call] = []
+        self.values: list[Tensor | None] = [None]
         self._bind_forward()
-        if network.loss == "mse":
-            self._bind_mse()
+        if self.network.loss == "mse":
+            self.scale = 1 / (m * outputs)
+            self.compare = self._mse()
         else:
-            self._bind_cross_entropy()
-        self.take_x = self.values[0][:-1, :m].copy_
+            self.scale = 1 / m
+            self.compare = self._cross_entropy()
 
-    def run(self, x: Tensor, y: Tensor) -> None:
-        """x (features, m), y (m, n_out) or class indices (m,)."""
-        self.take_x(x)
-        self.take_y(y)
+    def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
+        """x (features + 1, columns), y (n_out, m) or class indices (m,), the loss () to write."""
+        if self.first is not None:
+            self.first(x)
         for call in self.calls:
             call()
-
-    def _call(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        self.calls.append(partial(function, *args, **kwargs))
+        self.compare(x, y, loss)
 
     def _buffer(self, rows: int, busy: Tensor | None, own: bool) -> Tensor:
         """(rows + 1, columns), zeros above a row of ones: a new one, or of two that take turns the one not busy."""
@@ -249,42 +266,72 @@ class _Evaluation:
 
     def _bind_forward(self) -> None:
         weights = iter(self.weights)
-        for i, stage in enumerate(self.stages):
+        stages = self.stages
+        if self.network.loss == "mse" and isinstance(stages[-1], Product):
+            stages = stages[:-1]  # the loss subtracts the target inside this product
+        rows = len(self.weights[0]) - 1
+        for i, stage in enumerate(stages):
             value = self.values[-1]
             if isinstance(stage, Product):
                 w = next(weights)
-                if self.subtracts_target and i == len(self.stages) - 1:
-                    out = self.delta[:, : self.m]
-                    self._call(torch.addmm, self.target, w.mT, value[:, : self.m], beta=-1, out=out)
-                    return
-                output = self._buffer(w.shape[1], value, self.keeps_values)
-                self._call(torch.mm, w.mT, value, out=output[:-1])
+                rows = w.shape[1]
+                output = self._buffer(rows, value, self.keeps_values)
+                bound = partial(torch.mm, w.mT, out=output[:-1])
+                argument = value
             else:
                 # In place on a product's output, which nobody needs; backward needs an earlier activation's.
-                in_place = i > 0 and isinstance(self.stages[i - 1], Product)
-                output = value if in_place else self._buffer(len(value) - 1, value, self.keeps_values)
-                self._call(_FORWARD[stage], value[:-1], out=output[:-1])
+                in_place = i > 0 and isinstance(stages[i - 1], Product)
+                output = value if in_place and value is not None else self._buffer(rows, value, self.keeps_values)
+                bound = partial(_FORWARD[stage], out=output[:-1])
+                argument = None if value is None else value[:-1]
+            if argument is not None:
+                self.calls.append(partial(bound, argument))
+            elif isinstance(stage, Product):
+                self.first = bound
+            else:
+                self.first = lambda x, bound=bound: bound(x[:-1])  # type: ignore[misc]
             self.values.append(output)
 
-    def _bind_mse(self) -> None:
-        self.take_y = self.target.mT.copy_
-        if not self.subtracts_target:
-            self._call(torch.sub, self.values[-1][:-1, : self.m], self.target, out=self.delta[:, : self.m])
-        flat = self.delta.view(-1)
-        self._call(torch.dot, flat, flat, out=self.loss)
+    def _mse(self) -> Callable[[Tensor, Tensor, Tensor], object]:
+        delta, flat = self.delta[:, : self.m], self.delta.view(-1)
+        if not isinstance(self.stages[-1], Product):
+            prediction = self._value(-1)[:-1, : self.m]
 
-    def _bind_cross_entropy(self) -> None:
-        # target holds -y: the loss is its product with log p, and torch's backward of log_softmax starts from it.
-        self.take_y = self._take_classes
-        self.log_p = torch.empty_like(self.target)
-        self._call(torch._log_softmax, self.values[-1][:-1, : self.m], 0, False, out=self.log_p)
-        self._call(torch.dot, self.target.view(-1), self.log_p.view(-1), out=self.loss)
+            def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
+                torch.sub(prediction, y, out=delta)
+                torch.dot(flat, flat, out=loss)
 
-    def _take_classes(self, y: Tensor) -> None:
-        if y.dim() == 1:
-            self.target.zero_().scatter_(0, y.unsqueeze(0), -1)
-        else:
-            torch.neg(y.mT, out=self.target)
+            return compare
+        w = self.weights[-1].mT
+        value = None if self.values[-1] is None else self.values[-1][:, : self.m]
+
+        def compare_fused(x: Tensor, y: Tensor, loss: Tensor) -> None:
+            torch.addmm(y, w, x if value is None else value, beta=-1, out=delta)
+            torch.dot(flat, flat, out=loss)
+
+        return compare_fused
+
+    def _cross_entropy(self) -> Callable[[Tensor, Tensor, Tensor], object]:
+        # -y, with which the loss is one product and torch's backward of log_softmax starts; 0 in the padding.
+        self.negative = torch.zeros_like(self.delta)
+        self.log_p = torch.empty_like(self.delta)
+        scores, negative = self._value(-1)[:-1], self.negative[:, : self.m]
+        flat, flat_p = self.negative.view(-1), self.log_p.view(-1)
+
+        def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
+            if y.dim() == 1:
+                negative.zero_().scatter_(0, y.unsqueeze(0), -1)
+            else:
+                torch.neg(y, out=negative)
+            torch._log_softmax(scores, 0, False, out=self.log_p)
+            torch.dot(flat, flat_p, out=loss)
+
+        return compare
+
+    def _value(self, index: int) -> Tensor:
+        value = self.values[index]
+        assert value is not None  # value 0, the batch, is asked for by name
+        return value
 
 
 class _Step(_Evaluation):
@@ -294,14 +341,16 @@ class _Step(_Evaluation):
 
     def __init__(self, plan: TensorPlan, m: int, lr: float, weight_decay: float):
         super().__init__(plan, m)
+        self.backward: list[Call] = []
+        self.update_first: Callable[[Tensor], object] | None = None
         dtype = self.delta.dtype
         alpha = -lr * self.scale
-        if plan.network.loss == "mse":
+        if self.network.loss == "mse":
             alpha *= 2
         else:
-            out = self.delta[:, :m]
-            self._call(aten._log_softmax_backward_data.out, self.target, self.log_p, 0, dtype, out=out)
-        backward = {
+            function = partial(aten._log_softmax_backward_data.out, self.negative, self.log_p)
+            self.backward.append(partial(function, 0, dtype, out=self.delta))
+        derivatives = {
             "relu": (aten.threshold_backward.grad_input, 0),
             "sigmoid": (aten.sigmoid_backward.grad_input,),
             "tanh": (aten.tanh_backward.grad_input,),
@@ -313,28 +362,47 @@ class _Step(_Evaluation):
         for i in reversed(range(first, len(self.stages))):
             stage = self.stages[i]
             if not isinstance(stage, Product):
-                function, *rest = backward[stage]
-                self._call(function, delta, self.values[i + 1][:-1], *rest, grad_input=delta)
+                derivative, *options = derivatives[stage]
+                output = self._value(i + 1)[:-1]
+                self.backward.append(partial(derivative, delta, output, *options, grad_input=delta))
                 continue
             w, above = weights.pop(), delta
             if i > first:
                 busy = self._buffer(len(w) - 1, busy, own=False)
                 delta = busy[:-1]
-                self._call(torch.mm, w[:-1], above, out=delta)
+                self.backward.append(partial(torch.mm, w[:-1], above, out=delta))
             if weight_decay:
-                self._call(w[:-1].mul_, 1 - lr * weight_decay)
-            self._call(w.addmm_, self.values[i], above.mT, alpha=alpha)
+                self.backward.append(partial(w[:-1].mul_, 1 - lr * weight_decay))
+            if i > 0:
+                self.backward.append(partial(w.addmm_, self._value(i), above.mT, alpha=alpha))
+            else:
+                self.update_first = partial(w.addmm_, mat2=above.mT, alpha=alpha)
 
-    def value(self, index: int) -> Tensor:
-        """Value ``index`` of the last run as an ordinary tensor (m, features)."""
+    def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
+        # The evaluation's run, written out: for the smallest networks one more Python call shows.
+        if self.first is not None:
+            self.first(x)
+        for call in self.calls:
+            call()
+        self.compare(x, y, loss)
+        for call in self.backward:
+            call()
+        if self.update_first is not None:
+            self.update_first(x)
+
+    def value(self, index: int, x: Tensor, y: Tensor) -> Tensor:
+        """Value ``index`` of the last run, on the batch x and y, as an ordinary tensor (m, features)."""
         if index > len(self.stages):  # the softmax that cross-entropy took over
-            value = self.log_p.exp()
-        elif index == len(self.values):
-            value = self.delta[:, : self.m] + self.target
+            value = self.log_p[:, : self.m].exp()
+        elif index == len(self.values):  # the product from which the loss subtracted the target
+            value = self.delta[:, : self.m] + y
         else:
-            value = self.values[index][:-1, : self.m]
+            value = (x if index == 0 else self._value(index))[:-1, : self.m]
         return value.T.clone(memory_format=torch.contiguous_format)
 
+
+#: A batch: its evaluation (or step), inputs, targets, and the place for its loss.
+Block = tuple[_Evaluation, Tensor, Tensor, Tensor]
 
 _FORWARD: dict[str, Callable[..., object]] = {
     "relu": partial(torch.clamp_min, min=0),

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol
@@ -31,7 +32,13 @@ class History:
 
 
 class Path(Protocol):
-    """One way to run the steps of a fit: a plan, or the general path."""
+    """One way to run the steps of a fit: a plan, or the general path.
+
+    Attributes:
+        mode: the context in which everything but finish is called.
+    """
+
+    mode: Callable[[], AbstractContextManager[object]]
 
     def load(self, order: Tensor | None) -> None:
         """Take the training data in this order of the samples; None is the order given."""
@@ -48,6 +55,8 @@ class Path(Protocol):
 
 class GeneralPath:
     """The steps layer by layer, through whatever methods the model's objects have."""
+
+    mode = torch.no_grad
 
     def __init__(
         self,
@@ -110,21 +119,25 @@ def run(
     report: Callable[[int, History], None] | None,
 ) -> None:
     """Run the epochs on this path, filling the history as they pass."""
-    try:
-        if not shuffle:
-            path.load(None)
-        for epoch in range(epochs):
-            if shuffle:
-                device = "cpu" if generator is None else generator.device
-                path.load(torch.randperm(samples, generator=generator, device=device))
-            with HeldInterrupt() as stop:
-                losses = path.epoch(stop)
-                history.step_loss += losses
-            history.loss.append(sum(losses) / len(losses))
-            if validates:
-                history.valid_loss.append(path.validate())
-            if report is not None:
-                report(epoch, history)
-    finally:
-        with HeldInterrupt():
+    device = "cpu" if generator is None else generator.device
+    with HeldInterrupt() as stop:
+        try:
+            with path.mode():
+                for epoch in range(epochs):
+                    if stop.pending:
+                        break
+                    if shuffle:
+                        path.load(torch.randperm(samples, generator=generator, device=device))
+                    elif epoch == 0:
+                        path.load(None)
+                    losses = path.epoch(stop)
+                    history.step_loss += losses
+                    if stop.pending:
+                        break
+                    history.loss.append(sum(losses) / len(losses))
+                    if validates:
+                        history.valid_loss.append(path.validate())
+                    if report is not None:
+                        report(epoch, history)
+        finally:
             path.finish()

@@ -1,0 +1,179 @@
+"""The command line: ``scratchcuda compare``."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib as mpl
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from scratchcuda import __version__
+from scratchcuda.compare import WORKLOADS, Comparison, compare
+
+mpl.use("agg")
+from matplotlib import pyplot as plt  # noqa: E402  # the backend is chosen first
+
+#: Longer trajectories are printed with some of their epochs; the JSON file has them all.
+TABLE_ROWS = 40
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+WorkloadName = StrEnum("WorkloadName", {name.replace("-", "_"): name for name in WORKLOADS})
+
+
+class Dtype(StrEnum):
+    """Dtypes in which trajectories can be compared."""
+
+    float64 = "float64"
+    float32 = "float32"
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"scratchcuda {__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[  # noqa: ARG001  # its callback answers
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """Neural networks trained from scratch, step by step as torch.nn trains them."""
+
+
+@app.command("compare")
+def compare_command(
+    workload: Annotated[WorkloadName, typer.Argument(help="What to train.")] = WorkloadName("mlp"),
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Floating-point type.")] = Dtype.float64,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; the workload's own if not given.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate; the workload's own if not given.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples of a step; the workload's own if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data and the initial values.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each fit is timed.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Draw both trajectories into this PNG file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything into this JSON file.")] = None,
+) -> None:
+    """Train scratch and torch.nn from the same parameters, and show how far they are apart.
+
+    Exit status 1 if they disagree.
+    """
+    for option, path in (("--plot", plot), ("--json", json_file)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"the folder of {path} does not exist", param_hint=option)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
+    torch.set_num_threads(threads)
+    console = Console()
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("data", total=2 * repeats)
+        fits = -1
+
+        def progress(stage: str) -> None:
+            nonlocal fits
+            fits += 1
+            bar.update(task, completed=fits, description=stage)
+
+        found = compare(
+            workload.value,
+            device=device,
+            dtype=dtype.value,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+            repeats=repeats,
+            progress=progress,
+        )
+    show(found, console)
+    if plot is not None:
+        draw(found, plot)
+        console.print(f"Plot: {plot}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+        console.print(f"JSON: {json_file}")
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
+def show(found: Comparison, console: Console) -> None:
+    """Print the tables and the verdict."""
+    console.print(f"[bold]{found.title}[/bold]", highlight=False)
+    console.print(
+        f"{found.dtype} on {found.device}, {found.epochs} epochs, lr {found.lr:g}, batches of {found.batch_size}, "
+        f"seed {found.seed}, {found.threads} thread{'s' * (found.threads > 1)}, torch {found.versions['torch']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    losses = Table("epoch", *(f"{kind}\n{who}" for kind in ("train", "valid") for who in ("scratch", "torch.nn")))
+    losses.add_column("largest\ndifference")
+    for column in losses.columns:
+        column.justify = "right"
+    step = -(-found.epochs // TABLE_ROWS)
+    rows = zip(found.scratch.train, found.torch.train, found.scratch.valid, found.torch.valid, strict=True)
+    for epoch, (values, difference) in enumerate(zip(rows, found.differences, strict=True)):
+        if epoch % step == 0 or epoch == found.epochs - 1:
+            losses.add_row(str(epoch), *(f"{value:.4f}" for value in values), f"{difference:.1e}")
+    console.print(losses)
+    layers = Table("MAPE of", "weights", "biases")
+    for i, layer in enumerate(found.layers):
+        layers.add_row(f"layer {i}", f"{layer['w']:.1e}", f"{layer['b']:.1e}")
+    console.print(layers)
+    console.print(
+        f"MAPE of predictions: {found.mape_before:.1e} before training, {found.mape_after:.1e} after", highlight=False, soft_wrap=True
+    )
+    ours, theirs = (1e3 * sorted(times)[len(times) // 2] for times in (found.scratch_seconds, found.torch_seconds))
+    console.print(
+        f"Whole fit with validation: scratch {ours:.1f} ms ({found.path}), torch.nn {theirs:.1f} ms, "
+        f"ratio {found.ratio:.1f} (medians of {len(found.scratch_seconds)})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    verdict = f"within the tolerance of {found.tolerance:.1e}" if found.agrees else f"beyond {found.tolerance:.1e}"
+    if found.agrees:
+        console.print(f"[green]They agree[/green]: the largest relative difference is {found.worst:.1e}, {verdict}.", soft_wrap=True)
+    elif found.worst == found.worst:
+        console.print(f"[red]They disagree[/red]: the largest relative difference is {found.worst:.1e}, {verdict}.", soft_wrap=True)
+    else:
+        console.print("[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help.")
+
+
+def draw(found: Comparison, path: Path) -> None:
+    """Both trajectories above, their relative difference below."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2), layout="constrained")
+    epochs = range(found.epochs)
+    for kind, shade, marker in (("train", "tab:blue", "o"), ("valid", "tab:orange", "s")):
+        name = {"train": "training", "valid": "validation"}[kind]
+        above.plot(epochs, getattr(found.torch, kind), color=shade, alpha=0.4, lw=6, label=f"{name}, torch.nn")
+        ours = getattr(found.scratch, kind)
+        mark = {"marker": marker, "ms": 4, "markevery": max(1, found.epochs // 20)}
+        above.plot(epochs, ours, color="black", lw=1, ls="--", label=f"{name}, scratch", **mark)
+    losses = [*found.torch.train, *found.torch.valid]
+    if 0 < 1000 * min(losses) < max(losses):
+        above.set_yscale("log")
+    above.set_ylabel("loss")
+    above.set_title(f"{found.title}\n{found.dtype}, lr {found.lr:g}, batches of {found.batch_size}", fontsize=11)
+    above.legend(frameon=False)
+    unit = torch.finfo(getattr(torch, found.dtype)).eps
+    below.plot(epochs, [max(d, unit / 10) for d in found.differences], "k.-", label="training or validation, the larger")
+    below.axhline(found.tolerance, color="tab:red", ls="--", label=f"tolerance {found.tolerance:.1e}")
+    below.axhline(unit, color="gray", ls=":", label=f"rounding unit {unit:.1e}")
+    below.set_yscale("log")
+    below.set_ylabel("relative difference")
+    below.set_xlabel("epoch (equal values are drawn at a tenth of the rounding unit)")
+    below.xaxis.get_major_locator().set_params(integer=True)
+    below.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+    figure.savefig(path, dpi=120, format="png")
+    plt.close(figure)

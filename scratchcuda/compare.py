@@ -1,0 +1,352 @@
+"""Training beside torch.nn, from the same parameters on the same data, and how far the two are apart."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn import datasets
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from scratchcuda.linear_regression import SimpleLinearRegression
+from scratchcuda.losses import MSE, CrossEntropy
+from scratchcuda.metrics import mape
+from scratchcuda.model import Model
+from scratchcuda.training import History
+
+#: Largest relative difference that counts as agreement, in rounding units of the dtype: 1e-12 in float64. The
+#: documents show differences of a few units; a fit of some thousand steps adds up a few hundred.
+TOLERANCE_UNITS = 4500
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, its data, and how the documents (or their readers) train it.
+
+    Attributes:
+        data: from a seed, x_train, y_train, x_valid and y_valid.
+        modules: the torch.nn modules of the network.
+        loss: torch's loss; ours is the one of the same meaning.
+        epochs, lr, batch_size: defaults of a fit.
+    """
+
+    title: str
+    data: Callable[[int], Arrays]
+    modules: Callable[[], list[nn.Module]]
+    loss: Callable[[], nn.Module]
+    epochs: int
+    lr: float
+    batch_size: int
+
+
+def _synthetic(features: int, targets: int, informative: int, train: int) -> Callable[[int], Arrays]:
+    def data(seed: int) -> Arrays:
+        x, y = datasets.make_regression(
+            n_samples=10_100,
+            n_features=features,
+            n_targets=targets,
+            n_informative=informative,
+            bias=np.random.default_rng(seed).random(),
+            noise=1,
+            random_state=seed,
+        )
+        y = y.reshape(len(y), targets)
+        return x[:train], y[:train], x[train:], y[train:]
+
+    return data
+
+
+def _real(load: Callable[..., Any], standardise_y: bool = False) -> Callable[[int], Arrays]:
+    def data(seed: int) -> Arrays:
+        x, y = load(return_X_y=True)
+        order = np.random.default_rng(seed).permutation(len(x))
+        x, y, train = x[order], y[order], len(x) * 4 // 5
+        x = StandardScaler().fit(x[:train]).transform(x)
+        if standardise_y:
+            y = StandardScaler().fit(y[:train, None]).transform(y[:, None])
+        return x[:train], y[:train], x[train:], y[train:]
+
+    return data
+
+
+def _mlp() -> list[nn.Module]:
+    hidden = [nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 32), nn.Softmax(1), nn.Linear(32, 32), nn.Sigmoid()]
+    return [*hidden, nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)]
+
+
+WORKLOADS = {
+    "slr": Workload(
+        "simple linear regression of the documents",
+        _synthetic(1, 1, 1, 100),
+        lambda: [nn.Linear(1, 1)],
+        nn.MSELoss,
+        epochs=16,
+        lr=0.01,
+        batch_size=33,
+    ),
+    "mlp": Workload(
+        "multilayer perceptron of the documents (6-32-32-32-32-3)",
+        _synthetic(6, 3, 5, 1000),
+        _mlp,
+        nn.MSELoss,
+        epochs=32,
+        lr=0.01,
+        batch_size=333,
+    ),
+    "digits": Workload(
+        "classifier of handwritten digits (64-128-64-10, cross-entropy)",
+        _real(datasets.load_digits),
+        lambda: [nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)],
+        nn.CrossEntropyLoss,
+        epochs=20,
+        lr=0.1,
+        batch_size=64,
+    ),
+    "diabetes": Workload(
+        "progression of diabetes (10-32-1, mean squared error)",
+        _real(datasets.load_diabetes, standardise_y=True),
+        lambda: [nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 1)],
+        nn.MSELoss,
+        epochs=40,
+        lr=0.05,
+        batch_size=32,
+    ),
+    "breast-cancer": Workload(
+        "diagnosis of breast cancer (30-16-2, cross-entropy)",
+        _real(datasets.load_breast_cancer),
+        lambda: [nn.Linear(30, 16), nn.Sigmoid(), nn.Linear(16, 2)],
+        nn.CrossEntropyLoss,
+        epochs=30,
+        lr=0.5,
+        batch_size=32,
+    ),
+}
+
+
+@dataclass
+class Losses:
+    """Training and validation loss by epoch."""
+
+    train: list[float]
+    valid: list[float]
+
+
+@dataclass
+class Comparison:
+    """What :func:`compare` found. Differences are relative; times are seconds of whole fits, with validation."""
+
+    workload: str
+    title: str
+    device: str
+    dtype: str
+    epochs: int
+    lr: float
+    batch_size: int
+    seed: int
+    threads: int
+    versions: dict[str, str]
+    path: str
+    scratch: Losses
+    torch: Losses
+    mape_before: float
+    mape_after: float
+    layers: list[dict[str, float]]
+    scratch_seconds: list[float]
+    torch_seconds: list[float]
+    tolerance: float
+
+    @property
+    def differences(self) -> list[float]:
+        """By epoch, the larger relative difference of the two losses."""
+        ours, theirs = self.scratch, self.torch
+        columns = zip(ours.train, theirs.train, ours.valid, theirs.valid, strict=True)
+        return [max(mape(t, s), mape(tv, sv)) for s, t, sv, tv in columns]
+
+    @property
+    def worst(self) -> float:
+        """The largest of all differences; NaN if any is."""
+        parameters = [value for layer in self.layers for value in layer.values()]
+        return float(np.max([*self.differences, self.mape_before, self.mape_after, *parameters]))
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= self.tolerance
+
+    @property
+    def ratio(self) -> float:
+        """torch.nn's time divided by ours, median of the interleaved pairs."""
+        pairs = zip(self.torch_seconds, self.scratch_seconds, strict=True)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
+
+    def as_dict(self) -> dict[str, Any]:
+        found = {"differences": self.differences, "worst": self.worst, "agrees": self.agrees, "ratio": self.ratio}
+        return asdict(self) | found
+
+
+def fit_torch(
+    net: nn.Module,
+    loss_f: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    valid: tuple[Tensor, Tensor] | None,
+) -> Losses:
+    """The documents' training loop: torch.nn, eager, with torch.optim.SGD."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    losses = Losses([], [])
+    for _ in range(epochs):
+        steps = []
+        for start in range(0, len(y), batch_size):
+            batch = slice(start, start + batch_size)
+            optimizer.zero_grad()
+            loss = loss_f(net(x[batch]), y[batch])
+            steps.append(loss.item())
+            loss.backward()
+            optimizer.step()
+        losses.train.append(sum(steps) / len(steps))
+        if valid is not None:
+            with torch.no_grad():
+                losses.valid.append(loss_f(net(valid[0]), valid[1]).item())
+    return losses
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the processor or card behind a torch device, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+class Pair:
+    """A network of torch.nn and ours with the same parameters, which both can be trained again from the start."""
+
+    def __init__(self, workload: Workload, device: str, dtype: torch.dtype, seed: int):
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(*workload.modules()).to(device, dtype)
+        self.start = [p.detach().clone() for p in self.net.parameters()]
+        self.loss_f = workload.loss()
+        arrays = (torch.as_tensor(array, device=device) for array in workload.data(seed))
+        tensors = [array.to(dtype) if array.is_floating_point() else array for array in arrays]
+        self.x, self.y, self.x_valid, self.y_valid = tensors
+        self.scratch: Model | SimpleLinearRegression
+        if len(self.net) == 1:
+            self.scratch = SimpleLinearRegression(device, dtype)
+        else:
+            loss = CrossEntropy() if workload.loss is nn.CrossEntropyLoss else MSE()
+            self.scratch = Model.from_torch(self.net, loss)
+        self.reset()
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.net.parameters(), self.start, strict=True):
+                parameter.copy_(value)
+        if isinstance(self.scratch, Model):
+            self.scratch.copy_parameters(self.net.parameters)
+        else:
+            self.scratch.copy_params(self.net[0])  # type: ignore[arg-type]
+
+    def fit_torch(self, epochs: int, lr: float, batch_size: int, validate: bool = True) -> Losses:
+        valid = (self.x_valid, self.y_valid) if validate else None
+        return fit_torch(self.net, self.loss_f, self.x, self.y, epochs, lr, batch_size, valid)
+
+    def fit_scratch(self, epochs: int, lr: float, batch_size: int, validate: bool = True) -> History:
+        data = [self.x, self.y, *([self.x_valid, self.y_valid] if validate else [None, None])]
+        if isinstance(self.scratch, SimpleLinearRegression):
+            data = [t if t is None else t.squeeze(-1) for t in data]
+        x, y, *valid = data
+        return self.scratch.fit(x, y, epochs, lr, batch_size, *valid, verbose=False)  # type: ignore[arg-type]
+
+    def prediction_mape(self) -> float:
+        with torch.no_grad():
+            theirs = self.net(self.x_valid)
+        if isinstance(self.scratch, SimpleLinearRegression):
+            return mape(theirs.squeeze(-1), self.scratch.predict(self.x_valid.squeeze(-1)))
+        return mape(theirs, self.scratch.predict(self.x_valid))
+
+    def layer_mapes(self) -> list[dict[str, float]]:
+        linears = [module for module in self.net if isinstance(module, nn.Linear)]
+        if isinstance(self.scratch, SimpleLinearRegression):
+            ours = [(self.scratch.w.unsqueeze(-1), self.scratch.b)]
+        else:
+            ours = [(layer.w, layer.b) for layer in self.scratch._trainable()]  # type: ignore[attr-defined]
+        pairs = zip(linears, ours, strict=True)
+        return [{"w": mape(linear.weight.T, w), "b": mape(linear.bias, b)} for linear, (w, b) in pairs]
+
+
+def compare(
+    workload: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float64",
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    repeats: int = 3,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Comparison:
+    """Train one of :data:`WORKLOADS` with both, in turns, from the same parameters.
+
+    Args:
+        workload: its name.
+        device: a torch device.
+        dtype: "float64" or "float32".
+        epochs, lr, batch_size: the workload's own if None.
+        seed: of the data and the initial values.
+        repeats: how often each fit is timed, after one warm-up each on few epochs.
+        progress: told before each fit, ``2 * repeats`` times, what comes.
+    """
+    work = WORKLOADS[workload]
+    epochs = work.epochs if epochs is None else epochs
+    lr = work.lr if lr is None else lr
+    batch_size = work.batch_size if batch_size is None else batch_size
+    pair = Pair(work, device, getattr(torch, dtype), seed)
+    before = pair.prediction_mape()
+    fits: tuple[Callable[..., Any], ...] = (pair.fit_torch, pair.fit_scratch)
+    for fit in fits:
+        fit(min(2, epochs), lr, batch_size)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    results: list[Any] = []
+    for repeat in range(repeats):
+        pair.reset()
+        results = []
+        for name, fit, times in zip(("torch.nn", "scratch"), fits, seconds, strict=True):
+            progress(f"{name}, fit {repeat + 1} of {repeats}")
+            start = time.perf_counter()
+            results.append(fit(epochs, lr, batch_size))
+            times.append(time.perf_counter() - start)
+    theirs, ours = results
+    return Comparison(
+        workload=workload,
+        title=work.title,
+        device=device_name(torch.device(device)),
+        dtype=dtype,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        threads=torch.get_num_threads(),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        path=ours.path,
+        scratch=Losses(ours.loss, ours.valid_loss),
+        torch=theirs,
+        mape_before=before,
+        mape_after=pair.prediction_mape(),
+        layers=pair.layer_mapes(),
+        scratch_seconds=seconds[1],
+        torch_seconds=seconds[0],
+        tolerance=TOLERANCE_UNITS * torch.finfo(getattr(torch, dtype)).eps,
+    )
