@@ -52,7 +52,9 @@ def compare_command(
     workload: Annotated[WorkloadName, typer.Argument(help="What to train.")] = WorkloadName("mlp"),
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Floating-point type.")] = Dtype.float64,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; the workload's own if not given.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data; the workload's own if not given.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate; the workload's own if not given.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of a step; the workload's own if not given.")
@@ -132,7 +134,9 @@ def show(found: Comparison, console: Console) -> None:
         layers.add_row(f"layer {i}", f"{layer['w']:.1e}", f"{layer['b']:.1e}")
     console.print(layers)
     console.print(
-        f"MAPE of predictions: {found.mape_before:.1e} before training, {found.mape_after:.1e} after", highlight=False, soft_wrap=True
+        f"MAPE of predictions: {found.mape_before:.1e} before training, {found.mape_after:.1e} after",
+        highlight=False,
+        soft_wrap=True,
     )
     ours, theirs = (1e3 * sorted(times)[len(times) // 2] for times in (found.scratch_seconds, found.torch_seconds))
     console.print(
@@ -143,9 +147,15 @@ def show(found: Comparison, console: Console) -> None:
     )
     verdict = f"within the tolerance of {found.tolerance:.1e}" if found.agrees else f"beyond {found.tolerance:.1e}"
     if found.agrees:
-        console.print(f"[green]They agree[/green]: the largest relative difference is {found.worst:.1e}, {verdict}.", soft_wrap=True)
+        console.print(
+            f"[green]They agree[/green]: the largest relative difference is {found.worst:.1e}, {verdict}.",
+            soft_wrap=True,
+        )
     elif found.worst == found.worst:
-        console.print(f"[red]They disagree[/red]: the largest relative difference is {found.worst:.1e}, {verdict}.", soft_wrap=True)
+        console.print(
+            f"[red]They disagree[/red]: the largest relative difference is {found.worst:.1e}, {verdict}.",
+            soft_wrap=True,
+        )
     else:
         console.print("[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help.")
 
@@ -167,7 +177,9 @@ def draw(found: Comparison, path: Path) -> None:
     above.set_title(f"{found.title}\n{found.dtype}, lr {found.lr:g}, batches of {found.batch_size}", fontsize=11)
     above.legend(frameon=False)
     unit = torch.finfo(getattr(torch, found.dtype)).eps
-    below.plot(epochs, [max(d, unit / 10) for d in found.differences], "k.-", label="training or validation, the larger")
+    below.plot(
+        epochs, [max(d, unit / 10) for d in found.differences], "k.-", label="training or validation, the larger"
+    )
     below.axhline(found.tolerance, color="tab:red", ls="--", label=f"tolerance {found.tolerance:.1e}")
     below.axhline(unit, color="gray", ls=":", label=f"rounding unit {unit:.1e}")
     below.set_yscale("log")

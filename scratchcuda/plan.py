@@ -192,9 +192,7 @@ def _sizes(samples: int, size: int) -> set[int]:
     return {min(size, samples), samples % size or size}
 
 
-def _blocks(
-    x: Tensor, y: Tensor, size: int, evaluations: Mapping[int, "_Evaluation"], losses: Tensor
-) -> list["Block"]:
+def _blocks(x: Tensor, y: Tensor, size: int, evaluations: Mapping[int, "_Evaluation"], losses: Tensor) -> list["Block"]:
     """The data cut into blocks of ``size`` samples in the plan's layout, each with a place for its loss."""
     blocks: list[Block] = []
     places = iter(losses.unbind())

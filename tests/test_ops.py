@@ -1,0 +1,215 @@
+"""The ops against a float64 oracle, their gradients, their registration, and their refusals."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from scratchcuda import ops, tensor_ops
+
+aten = torch.ops.aten
+
+
+def rand(*shape, dtype=torch.float64, **kwargs):
+    return torch.randn(*shape, dtype=dtype, **kwargs)
+
+
+def softmax_rows(*shape):
+    return rand(*shape).softmax(-1)
+
+
+#: For each op, arguments in float64 from a batch size.
+ARGUMENTS = {
+    "dense": lambda m: (rand(m, 5), rand(5, 3), rand(3), "tanh"),
+    "dense_backward": lambda m: (rand(m, 3), rand(m, 5), rand(5, 3)),
+    "relu_backward": lambda m: (rand(m, 4), rand(m, 4)),  # no exact 0, the kink that gradcheck cannot pass
+    "sigmoid_backward": lambda m: (rand(m, 4), rand(m, 4).sigmoid()),
+    "tanh_backward": lambda m: (rand(m, 4), rand(m, 4).tanh()),
+    "softmax_backward": lambda m: (rand(m, 4), softmax_rows(m, 4)),
+    "mse": lambda m: (rand(m, 3), rand(m, 3)),
+    "cross_entropy": lambda m: (rand(m, 4), softmax_rows(m, 4)),
+    "sgd_update_": lambda m: ([rand(m, 3), rand(3)], [rand(m, 3), rand(3)], 0.1, 0.01),
+}
+
+
+def oracle(name, *args):
+    """What torch's autograd makes of the forward formula."""
+    if name == "dense":
+        x, w, b, activation = args
+        return {"none": lambda z: z, "softmax": lambda z: z.softmax(-1)}.get(
+            activation, lambda z: getattr(z, activation)()
+        )(x @ w + b)
+    if name == "dense_backward":
+        delta, x, w = args
+        leaves = [t.clone().requires_grad_() for t in (x, w, rand(w.shape[1]))]
+        (leaves[0] @ leaves[1] + leaves[2]).backward(delta)
+        return tuple(leaf.grad for leaf in leaves)
+    if name in ("mse", "cross_entropy"):
+        leaf = args[0].clone().requires_grad_()
+        loss = {"mse": functional.mse_loss, "cross_entropy": functional.cross_entropy}[name](leaf, args[1])
+        loss.backward()
+        return loss.detach(), leaf.grad
+    if name == "sgd_update_":
+        params, grads, lr, weight_decay = args
+        return tuple(p - lr * (g + weight_decay * p) for p, g in zip(params, grads, strict=True))
+    delta, a = args
+    return {
+        "relu_backward": lambda: delta * (a > 0),
+        "sigmoid_backward": lambda: delta * a * (1 - a),
+        "tanh_backward": lambda: delta * (1 - a * a),
+        "softmax_backward": lambda: a * (delta - (delta * a).sum(-1, keepdim=True)),
+    }[name]()
+
+
+def cast(value, dtype):
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return [cast(v, dtype) for v in value] if isinstance(value, list) else value
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("m", [1, 2, 33])
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_against_oracle(name, m, dtype):
+    args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
+    expected = as_tuple(oracle(name, *(cast(arg, torch.float64) for arg in args)))
+    result = getattr(ops, name)(*args)
+    result = tuple(args[0]) if name == "sgd_update_" else as_tuple(result)
+    for ours, exact in zip(result, expected, strict=True):
+        assert ours.dtype == dtype
+        # A few roundings on each of at most 33 summed terms of like size.
+        assert (ours.double() - exact).norm() <= 8 * torch.finfo(dtype).eps * exact.norm()
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_dense_activations(activation):
+    x, w, b, _ = ARGUMENTS["dense"](7)
+    torch.testing.assert_close(ops.dense(x, w, b, activation), oracle("dense", x, w, b, activation))
+
+
+@pytest.mark.parametrize(
+    "name", ["dense", "dense_backward", "tanh_backward", "softmax_backward", "mse", "cross_entropy"]
+)
+def test_any_strides(name):
+    args = ARGUMENTS[name](6)
+    strided = [torch.stack([a, a], -1).mT.contiguous().mT[..., 0] if isinstance(a, torch.Tensor) else a for a in args]
+    assert not strided[0].is_contiguous()
+    expected = as_tuple(getattr(ops, name)(*args))
+    for ours, exact in zip(as_tuple(getattr(ops, name)(*strided)), expected, strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
+def test_dense_takes_leading_dimensions_and_empty_batches():
+    w, b = rand(5, 3), rand(3)
+    x = rand(2, 4, 5)
+    dx, dw, db = ops.dense_backward(rand(2, 4, 3), x, w)
+    assert ops.dense(x, w, b).shape == (2, 4, 3)
+    assert (dx.shape, dw.shape, db.shape) == ((2, 4, 5), (5, 3), (3,))
+    assert ops.dense(rand(5), w, b).shape == (3,)
+    dx, dw, db = ops.dense_backward(rand(0, 3), rand(0, 5), w)
+    assert dx.shape == (0, 5)
+    assert not dw.any()
+    assert not db.any()
+
+
+def test_class_indices_are_one_hot_rows():
+    scores, classes = rand(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
+    one_hot = functional.one_hot(classes, 4).double()
+    for by_class, by_row in zip(ops.cross_entropy(scores, classes), ops.cross_entropy(scores, one_hot), strict=True):
+        torch.testing.assert_close(by_class, by_row)
+    torch.testing.assert_close(ops.cross_entropy(scores, classes)[0], functional.cross_entropy(scores, classes))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.0, 1e4, -1e4, 5e-324])
+def test_special_values_as_torch(value):
+    x = torch.tensor([[value, 1.0], [0.5, value]], dtype=torch.float64)
+    w, b = torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for activation in ops.ACTIVATIONS:
+        expected = oracle("dense", x, w, b, activation)
+        torch.testing.assert_close(ops.dense(x, w, b, activation), expected, rtol=1e-15, atol=0, equal_nan=True)
+    leaf = x.clone().requires_grad_()
+    delta = torch.ones_like(x)
+    for activation in ("relu", "sigmoid", "tanh"):
+        a = getattr(leaf, activation)()
+        (expected,) = torch.autograd.grad(a, leaf, delta)
+        result = getattr(ops, f"{activation}_backward")(delta, a.detach())
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_masked_classes_leave_the_loss_finite():
+    scores = torch.tensor([[0.0, -math.inf, 1.0]], dtype=torch.float64)
+    loss, gradient = ops.cross_entropy(scores, torch.tensor([2]))
+    torch.testing.assert_close(loss, functional.cross_entropy(scores, torch.tensor([2])))
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if name != "sgd_update_"])
+def test_public_functions_are_differentiable(name):
+    args = ARGUMENTS[name](3)
+    options = [a for a in args if not isinstance(a, torch.Tensor)]
+    inputs = tuple(a.requires_grad_() for a in args if isinstance(a, torch.Tensor))
+    function = getattr(ops, name)
+    assert torch.autograd.gradcheck(lambda *tensors: function(*tensors, *options), inputs)
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_registration(name):
+    raw = getattr(torch.ops.scratchcuda, name)
+    results = torch.library.opcheck(raw, ARGUMENTS[name](4))
+    assert set(results.values()) == {"SUCCESS"}
+    assert callable(getattr(tensor_ops, name))
+
+
+def test_sgd_update_bumps_versions():
+    """A graph that saved the parameter before the update must raise, not lie."""
+    w = rand(3, 3).requires_grad_()
+    loss = (w * w).sum()
+    ops.sgd_update_([w], [rand(3, 3)], 0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+X, W, B, DELTA = rand(4, 5), rand(5, 3), rand(3), rand(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "exception", "message"),
+    [
+        (lambda: ops.dense([1.0], W, B), TypeError, "x is list, expected a torch.Tensor"),
+        (lambda: ops.dense(X.long(), W, B), TypeError, "x has dtype torch.int64, expected a floating-point dtype"),
+        (lambda: ops.dense(X, W.float(), B), TypeError, "w has dtype torch.float32, expected torch.float64 as x"),
+        (lambda: ops.dense(X, W, B.to("meta")), ValueError, "b is on device meta, expected cpu as x"),
+        (lambda: ops.dense(X[:, :4], W, B), ValueError, r"x has shape \(4, 4\), expected 5 features"),
+        (lambda: ops.dense(X, W[0], B), ValueError, r"w has shape \(3,\), expected \(n_in, n_out\)"),
+        (lambda: ops.dense(X, W, B[:2]), ValueError, r"b has shape \(2,\), expected \(3,\)"),
+        (lambda: ops.dense(X, W, B, "swish"), ValueError, "activation is 'swish', expected one of none, relu"),
+        (lambda: ops.dense_backward(DELTA[:3], X, W), ValueError, r"delta has shape \(3, 3\), expected \(4, 3\)"),
+        (lambda: ops.dense_backward(DELTA, X[:, :4], W), ValueError, "x has shape .* expected 5 features"),
+        (lambda: ops.tanh_backward(DELTA, X), ValueError, r"a has shape \(4, 5\), expected \(4, 3\)"),
+        (lambda: ops.softmax_backward(DELTA, DELTA.float()), TypeError, "a has dtype torch.float32"),
+        (lambda: ops.mse(DELTA, DELTA[:, :1]), ValueError, r"y_true has shape \(4, 1\), expected \(4, 3\)"),
+        (
+            lambda: ops.cross_entropy(DELTA[0], DELTA[0]),
+            ValueError,
+            r"scores has shape \(3,\), expected \(m, classes\)",
+        ),
+        (lambda: ops.cross_entropy(DELTA, torch.tensor([0, 1, 2])), ValueError, "y_true .* expected 4 samples"),
+        (lambda: ops.cross_entropy(DELTA, torch.tensor([0, 1, 3, 2])), ValueError, "class index 3, expected 0 to 2"),
+        (lambda: ops.cross_entropy(DELTA, torch.tensor([0, 1, -1, 2])), ValueError, "class index -1, expected 0 to 2"),
+        (lambda: ops.cross_entropy(DELTA, DELTA[:, 0]), TypeError, "y_true has dtype torch.float64, expected integer"),
+        (lambda: ops.sgd_update_([W], [], 0.1), ValueError, "grads has 0 tensors, expected 1 as params"),
+        (lambda: ops.sgd_update_([W], [B], 0.1), ValueError, r"grads\[0\] has shape \(3,\), expected \(5, 3\)"),
+        (lambda: ops.sgd_update_([W], [W], math.nan), ValueError, "lr is nan, expected a finite number"),
+        (lambda: ops.sgd_update_([W], [W], 0.1, -1), ValueError, "weight_decay is -1.0, expected"),
+    ],
+)
+def test_refusals(call, exception, message):
+    before = [t.clone() for t in (X, W, B, DELTA)]
+    with pytest.raises(exception, match=message):
+        call()
+    assert all(torch.equal(t, b) for t, b in zip((X, W, B, DELTA), before, strict=True))

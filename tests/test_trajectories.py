@@ -1,0 +1,132 @@
+"""Training agrees with torch.nn at every step, on both paths."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from trajectories import assert_same_trajectory, mlp
+
+from scratchcuda import MSE, CrossEntropy, Dense, InputLayer, Linear, Model, ReLU, Sigmoid, Softmax, Tanh
+from scratchcuda.compare import WORKLOADS
+
+ACTIVATIONS = [Linear, ReLU, Sigmoid, Tanh, Softmax]
+
+
+def data(samples, features, outputs, targets="values", dtype=torch.float64):
+    x = torch.randn(samples, features, dtype=dtype)
+    y = {
+        "values": lambda: torch.randn(samples, outputs, dtype=dtype),
+        "classes": lambda: torch.randint(outputs, (samples,)),
+        "probabilities": lambda: torch.rand(samples, outputs, dtype=dtype).softmax(1),
+    }[targets]()
+    return x, y
+
+
+def loss_of(targets):
+    return MSE() if targets == "values" else CrossEntropy()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("targets", ["values", "classes", "probabilities"])
+def test_activations_and_losses(activation, targets, path, dtype):
+    x, y = data(40, 6, 4, targets, dtype)
+    # A softmax divides its gradients by its width: a larger step moves everything far enough to see.
+    lr = 1.0 if activation is Softmax else 0.2
+    assert_same_trajectory(mlp([6, 16, 9, 4], activation, loss_f=loss_of(targets), dtype=dtype), x, y, path, lr=lr)
+
+
+@pytest.mark.parametrize("last", ACTIVATIONS[1:])
+@pytest.mark.parametrize("targets", ["values", "classes", "probabilities"])
+def test_last_activations(last, targets, path):
+    x, y = data(30, 5, 4, targets)
+    assert_same_trajectory(mlp([5, 8, 4], Tanh, last, loss_of(targets)), x, y, path, lr=1.0)
+
+
+@pytest.mark.parametrize("depth", range(1, 6))
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_depths_and_weight_decay(depth, weight_decay, path, dtype):
+    x, y = data(24, 5, 3, dtype=dtype)
+    model = mlp([5, *[7] * (depth - 1), 3], Tanh, dtype=dtype)
+    assert_same_trajectory(model, x, y, path, weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 9, 20, 23, 24, 100])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batch_sizes(batch_size, shuffle, path):
+    x, y = data(24, 5, 3)
+    assert_same_trajectory(mlp([5, 7, 3], Tanh), x, y, path, batch_size=batch_size, shuffle=shuffle, lr=0.05)
+
+
+@pytest.mark.parametrize(("samples", "features", "units", "outputs"), [(1, 1, 1, 1), (9, 1, 4, 1), (9, 4, 1, 2)])
+def test_ones(samples, features, units, outputs, path, dtype):
+    x, y = data(samples, features, outputs, dtype=dtype)
+    assert_same_trajectory(mlp([features, units, outputs], Tanh, dtype=dtype), x, y, path, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [Dense(7), Tanh(), Dense(3)],
+        [Tanh(), Dense(7, Sigmoid()), Dense(3)],
+        [Linear(), Sigmoid(), Tanh(), Dense(7, ReLU()), Softmax(), Linear(), Tanh(), Dense(3), Linear()],
+        [Dense(7, Tanh()), Dense(3), Softmax()],
+        [Dense(3, Sigmoid()), Tanh(), Softmax()],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("targets", ["values", "classes"])
+def test_activations_as_layers(layers, targets, path):
+    x, y = data(20, 5, 3, targets)
+    model = Model([InputLayer(5), *layers], loss_of(targets), dtype=torch.float64)
+    assert_same_trajectory(model, x, y, path, lr=0.5)
+
+
+@hypothesis.given(st.data())
+def test_any_network(data_):
+    """Sizes, depths, losses, batches and options as they come."""
+    draw = data_.draw
+    sizes = draw(st.lists(st.integers(1, 20), min_size=2, max_size=5))
+    targets = draw(st.sampled_from(["values", "classes", "probabilities"]))
+    torch.manual_seed(draw(st.integers(0, 9)))
+    x, y = data(draw(st.integers(1, 40)), sizes[0], sizes[-1], targets)
+    model = mlp(sizes, draw(st.sampled_from(ACTIVATIONS)), draw(st.sampled_from(ACTIVATIONS)), loss_of(targets))
+    assert_same_trajectory(
+        model,
+        x,
+        y,
+        draw(st.sampled_from(["tensor plan", "general"])),
+        epochs=2,
+        batch_size=draw(st.integers(1, 45)),
+        weight_decay=draw(st.sampled_from([0.0, 0.1])),
+        shuffle=draw(st.booleans()),
+        alive=False,  # a softmax of one unit and a dead ReLU have no gradient
+    )
+
+
+def test_digits(path):
+    """The classifier of handwritten digits: every gradient lives at every step."""
+    x, y = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+    model = mlp([64, 128, 64, 10], ReLU, loss_f=CrossEntropy())
+    assert_same_trajectory(model, x[:640] / 16, y[:640], path, epochs=2, batch_size=100)
+
+
+@pytest.mark.parametrize("standardised", [True, False])
+def test_seed_mlp(standardised, path):
+    """The documents' network: with their targets all ReLU units die early, with standardised ones none does."""
+    work = WORKLOADS["mlp"]
+    x, y = (torch.from_numpy(array) for array in work.data(0)[:2])
+    if standardised:
+        y = (y - y.mean(0)) / y.std(0)
+    model = Model.from_torch(nn.Sequential(*work.modules()).double())
+    # Little of the gradient passes the softmax: the first layers move by some 1e-4, still far beyond the tolerance.
+    options = {"lr": 0.1, "moved": 1e-4} if standardised else {"lr": work.lr, "alive": False}
+    assert_same_trajectory(model, x, y, path, epochs=8, batch_size=333, **options)
+
+
+def test_bfloat16_trains_on_the_general_path():
+    x, y = data(20, 5, 3, dtype=torch.bfloat16)
+    model = mlp([5, 7, 3], Tanh, dtype=torch.bfloat16)
+    # bfloat16 has 8 bits: a handful of roundings are 2e-2
+    assert_same_trajectory(model, x, y, "general", epochs=1, tolerance=5e-2)

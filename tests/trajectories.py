@@ -1,0 +1,112 @@
+"""Training beside torch.nn, compared step by step."""
+
+import pytest
+import torch
+from torch import nn
+
+from scratchcuda import CrossEntropy, Dense, InputLayer, Linear, Model
+
+#: Relative, by norm. Both sides sum the same terms, in another order: a step differs by some rounding units (2e-16
+#: and 1e-7), and the few dozen steps of a test add up a few hundred.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5}
+#: Parameters must have moved by this much, relative, for their agreement to mean anything.
+MOVED = 1e-3
+
+
+def mlp(sizes, activation, last=Linear, loss_f=None, dtype=torch.float64):
+    """A model with initial values under which no unit saturates or dies."""
+    init = {"weight_init": nn.init.xavier_normal_, "bias_init": lambda b: nn.init.normal_(b, std=0.1)}
+    hidden = [Dense(size, activation(), **init) for size in sizes[1:-1]]
+    return Model([InputLayer(sizes[0]), *hidden, Dense(sizes[-1], last(), **init)], loss_f, dtype=dtype)
+
+
+def serve(model, path):
+    """Make this path serve the model's fits: a method of its own, as a user would patch it, rules out a plan."""
+    if path == "general":
+        model.evaluate = model.evaluate
+    return model
+
+
+def error(ours, theirs):
+    """Relative difference by norm."""
+    return ((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(theirs.dtype).tiny)).item()
+
+
+class TorchTwin:
+    """torch.nn's network with a model's parameters, trained by torch.optim.SGD, decaying weights only."""
+
+    def __init__(self, model, lr, weight_decay=0.0):
+        self.net, self.loss_f = model.to_torch(), nn.MSELoss()
+        if isinstance(model.loss_f, CrossEntropy):
+            self.loss_f = nn.CrossEntropyLoss()
+            if isinstance(self.net[-1], nn.Softmax):
+                self.net = self.net[:-1]  # torch's cross-entropy takes the scores
+        weights, biases = ([p for p in self.net.parameters() if p.dim() == d] for d in (2, 1))
+        groups = [{"params": weights, "weight_decay": weight_decay}, {"params": biases}]
+        self.optimizer = torch.optim.SGD(groups, lr=lr)
+
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        loss = self.loss_f(self.net(x), y)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def parameters(self):
+        """In the order and layout of our state_dict."""
+        return [p.detach().T if p.dim() == 2 else p.detach() for p in self.net.parameters()]
+
+
+def batches(x, y, batch_size, epochs, generator=None):
+    for _ in range(epochs):
+        order = torch.arange(len(y)) if generator is None else torch.randperm(len(y), generator=generator)
+        yield from zip(x[order].split(batch_size), y[order].split(batch_size), strict=True)
+
+
+def assert_same_trajectory(
+    model,
+    x,
+    y,
+    path,
+    *,
+    epochs=4,
+    lr=0.1,
+    batch_size=7,
+    weight_decay=0.0,
+    shuffle=False,
+    tolerance=None,
+    alive=True,
+    moved=MOVED,
+):
+    """Every step's loss and all parameters against torch.nn, in fits of one step each and in one whole fit.
+
+    ``alive`` asserts that every parameter has a gradient at every step, and that it moved.
+    """
+    tolerance = tolerance or TOLERANCE[model.dtype]
+    serve(model, path)
+    start = {name: p.clone() for name, p in model.state_dict().items()}
+    twin = TorchTwin(model, lr, weight_decay)
+
+    def order():
+        return torch.Generator().manual_seed(3) if shuffle else None
+
+    theirs, ours = [], []
+    for x_batch, y_batch in batches(x, y, batch_size, epochs, order()):
+        before = {name: p.clone() for name, p in model.state_dict().items()}
+        theirs.append(twin.step(x_batch, y_batch))
+        history = model.fit(x_batch, y_batch, 1, lr, len(y_batch), weight_decay=weight_decay, verbose=False)
+        assert history.path == path, history.reason
+        ours += history.step_loss
+        for (name, p), q in zip(model.state_dict().items(), twin.parameters(), strict=True):
+            assert error(p, q) <= tolerance, name
+            assert not alive or not torch.equal(p, before[name]), f"{name} has no gradient"
+    assert ours == pytest.approx(theirs, rel=tolerance)
+
+    model.load_state_dict(start)
+    options = {"weight_decay": weight_decay, "shuffle": shuffle, "generator": order(), "verbose": False}
+    history = model.fit(x, y, epochs, lr, batch_size, **options)
+    assert history.path == path, history.reason
+    assert history.step_loss == pytest.approx(theirs, rel=tolerance)
+    for (name, p), q in zip(model.state_dict().items(), twin.parameters(), strict=True):
+        assert error(p, q) <= tolerance, name
+        assert not alive or error(p, start[name]) > moved, f"{name} did not move"
