@@ -19,6 +19,11 @@ def floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point dtype")
 
 
+def float_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype is {dtype}, expected a floating-point dtype")
+
+
 def alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """One dtype and one device, as the products beneath need."""
     tensor(name, value)

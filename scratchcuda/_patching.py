@@ -12,7 +12,8 @@ _originals: dict[type, dict[str, object]] = {}
 
 
 def _resolve(cls: type) -> dict[str, object]:
-    return {name: getattr(cls, name, None) for name in _METHODS}
+    # Not getattr, which finds __call__ of a class without one in its metaclass.
+    return {name: next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), None) for name in _METHODS}
 
 
 def replaceable(cls: _T) -> _T:

@@ -13,16 +13,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from scratchcuda import __version__
-from scratchcuda.compare import WORKLOADS, Comparison, compare
+from scratchcuda.compare import Comparison, compare
 
 mpl.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402  # the backend is chosen first
+from matplotlib import pyplot as plt  # the backend is chosen first
 
 #: Longer trajectories are printed with some of their epochs; the JSON file has them all.
 TABLE_ROWS = 40
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-WorkloadName = StrEnum("WorkloadName", {name.replace("-", "_"): name for name in WORKLOADS})
+
+
+class WorkloadName(StrEnum):
+    """The names of WORKLOADS."""
+
+    slr = "slr"
+    mlp = "mlp"
+    digits = "digits"
+    diabetes = "diabetes"
+    breast_cancer = "breast-cancer"
 
 
 class Dtype(StrEnum):
@@ -40,7 +49,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[  # noqa: ARG001  # its callback answers
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
     ] = False,
 ) -> None:
@@ -49,7 +58,7 @@ def _main(
 
 @app.command("compare")
 def compare_command(
-    workload: Annotated[WorkloadName, typer.Argument(help="What to train.")] = WorkloadName("mlp"),
+    workload: Annotated[WorkloadName, typer.Argument(help="What to train.")] = WorkloadName.mlp,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Floating-point type.")] = Dtype.float64,
     epochs: Annotated[

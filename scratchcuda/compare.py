@@ -267,7 +267,7 @@ class Pair:
         if isinstance(self.scratch, SimpleLinearRegression):
             data = [t if t is None else t.squeeze(-1) for t in data]
         x, y, *valid = data
-        return self.scratch.fit(x, y, epochs, lr, batch_size, *valid, verbose=False)  # type: ignore[arg-type]
+        return self.scratch.fit(x, y, epochs, lr, batch_size, *valid, verbose=False)
 
     def prediction_mape(self) -> float:
         with torch.no_grad():

@@ -35,6 +35,7 @@ class SimpleLinearRegression(Parameters):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ):
+        _checks.float_dtype(dtype)
         self.w = torch.randn(1, device=device, dtype=dtype, generator=generator)
         self.b = torch.randn(1, device=device, dtype=dtype, generator=generator)
         self._like = self.w
@@ -119,9 +120,9 @@ class SimpleLinearRegression(Parameters):
 
             path = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
         else:
-            columns = [t.unsqueeze(-1) for t in (x, y)]
-            pair = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
-            path = TensorPlan(Network([stage], "mse", []), *columns, batch_size, lr, weight_decay, pair)
+            network = Network([stage], "mse", [])
+            column = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
+            path = TensorPlan(network, x.unsqueeze(-1), y.unsqueeze(-1), batch_size, lr, weight_decay, column)
         self.history = History("general" if reason else "tensor plan", reason)
         report = _print if verbose else None
         run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, report)

@@ -100,11 +100,11 @@ class CrossEntropy(Losses):
 
     def _from_scores(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         scores = y_pred
-        if self.probabilities:
-            # Probabilities from elsewhere carry no scores; their logarithms are scores of the same softmax.
-            scores = getattr(y_pred, "scores", None)
-            if scores is None:
-                scores = y_pred.clamp_min(torch.finfo(y_pred.dtype).tiny).log()
+        if self.probabilities and hasattr(y_pred, "scores"):
+            scores = y_pred.scores
+        elif self.probabilities:
+            # Probabilities from elsewhere; their logarithms are scores of the same softmax.
+            scores = y_pred.clamp_min(torch.finfo(y_pred.dtype).tiny).log()
         return ops.cross_entropy(scores, self._targets(y_pred, y_true))
 
     def _targets(self, y_pred: Tensor, y_true: Tensor) -> Tensor:

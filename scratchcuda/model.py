@@ -54,6 +54,7 @@ class Model(Parameters):
         generator: torch.Generator | None = None,
     ):
         _check_layers(layers)
+        _checks.float_dtype(dtype)
         if loss_f is not None and not isinstance(loss_f, Losses):
             raise TypeError(f"loss_f is {loss_f!r}, expected a loss such as MSE()")
         self.layers = list(layers[1:])  # the input layer has done its work here
@@ -67,9 +68,7 @@ class Model(Parameters):
         self._may_move = device is None
         made = {"device": device, "dtype": dtype, "generator": generator}
         options = {name: value for name, value in made.items() if value is not None}
-        out = layers[0].construct(**options)  # type: ignore[call-arg]
-        if not out.is_floating_point():
-            raise TypeError(f"dtype is {dtype}, expected a floating-point dtype")
+        out = layers[0].construct(**options)  # type: ignore[arg-type]
         self._like = out.new_empty(0)
         for layer in self.layers:
             draws = generator is not None and isinstance(layer, Dense)
@@ -100,7 +99,7 @@ class Model(Parameters):
                 continue
             kind = _TORCH_ACTIVATIONS.get(type(child))
             if kind is None:
-                names = ", ".join(t.__name__ for t in (nn.Linear, *_TORCH_ACTIVATIONS))
+                names = "Linear, " + ", ".join(t.__name__ for t in _TORCH_ACTIVATIONS)
                 raise TypeError(f"module holds {child}, expected only {names}")
             if isinstance(child, nn.Softmax) and child.dim not in (1, -1):
                 raise ValueError(f"module holds {child}, expected dim=1 or dim=-1")
@@ -121,7 +120,7 @@ class Model(Parameters):
         modules: list[nn.Module] = []
         for i, layer in enumerate(self.layers):
             activation: Layer = layer
-            if isinstance(layer, Dense):
+            if isinstance(layer, Dense) and (type(layer) is Dense or original(layer)):
                 n_in, n_out = layer.w.shape
                 linear = nn.Linear(n_in, n_out, device=layer.w.device, dtype=layer.w.dtype)
                 with torch.no_grad():

@@ -9,8 +9,6 @@ All tensors of a call share one floating-point dtype and one device; any strides
 TypeError, everything else that does not fit raises ValueError, before anything is written.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -144,7 +142,7 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     return tensor_ops.cross_entropy(scores, y_true)
 
 
-def sgd_update_(params: Sequence[Tensor], grads: Sequence[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+def sgd_update_(params: list[Tensor], grads: list[Tensor], lr: float, weight_decay: float = 0.0) -> None:
     """One step of stochastic gradient descent in place, ``p <- p - lr (g + weight_decay p)``, as torch.optim.SGD.
 
     Args:

@@ -3,14 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from scratchcuda import _checks
-
-_Self = TypeVar("_Self", bound="Parameters")
 
 
 class Parameters:
@@ -34,14 +32,13 @@ class Parameters:
         """The dtype of the parameters."""
         return self._reference().dtype
 
-    def to(self: _Self, *args: Any, **kwargs: Any) -> _Self:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the parameters, as torch.nn.Module.to: ``to(device)``, ``to(dtype)`` or both. Returns self.
 
         A device named here is explicit: the parameters stay there, whatever data they meet.
         """
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype is {dtype}, expected a floating-point dtype")
+        _checks.float_dtype(dtype)
         for _, owner, attribute in self._slots():
             setattr(owner, attribute, getattr(owner, attribute).to(device, dtype))
         self._like = self._like.to(device, dtype)

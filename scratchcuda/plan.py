@@ -19,7 +19,7 @@ parameters when it is made and writes them back when it finishes, so that ``laye
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from scratchcuda._patching import original
 from scratchcuda.activations import Activation, Layer, Softmax
 from scratchcuda.layers import Dense
 from scratchcuda.losses import MSE, CrossEntropy, Losses
-from scratchcuda.training import HeldInterrupt
+from scratchcuda.training import HeldInterrupt, Path
 
 aten = torch.ops.aten
 Call = Callable[[], object]
@@ -107,13 +107,13 @@ def unfit(stages: list[Stage]) -> str:
     if len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):
         return "parameters share memory"
     widths = [product.w.shape for product in products]
-    chained = all(left[1] == right[0] for left, right in zip(widths, widths[1:], strict=False))
+    chained = all(left[1] == right[0] for left, right in pairwise(widths))
     if not chained or any(product.b.shape != product.w.shape[1:] for product in products):
         return "parameters of sizes that do not follow on one another"
     return ""
 
 
-class TensorPlan:
+class TensorPlan(Path):
     """One fit of a network.
 
     Args:
@@ -170,9 +170,9 @@ class TensorPlan:
     def validate(self) -> float:
         for evaluation, x, y, loss in self.chunks:
             evaluation.run(x, y, loss)
-        losses = zip(self.valid_losses.tolist(), self.chunks, strict=True)
-        sums, samples = zip(*((loss * e.scale * e.m, e.m) for loss, (e, _, _, _) in losses), strict=True)
-        return sum(sums) / sum(samples)
+        passes = [evaluation for evaluation, _, _, _ in self.chunks]
+        total = sum(loss * p.scale * p.m for loss, p in zip(self.valid_losses.tolist(), passes, strict=True))
+        return total / sum(p.m for p in passes)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -271,23 +271,20 @@ class _Evaluation:
         for i, stage in enumerate(stages):
             value = self.values[-1]
             if isinstance(stage, Product):
-                w = next(weights)
-                rows = w.shape[1]
+                rows = stage.w.shape[1]
                 output = self._buffer(rows, value, self.keeps_values)
-                bound = partial(torch.mm, w.mT, out=output[:-1])
-                argument = value
+                call: Callable[..., object] = partial(torch.mm, next(weights).mT, out=output[:-1])
+            elif value is not None and isinstance(stages[i - 1], Product):
+                output = value  # in place: nobody needs the product alone
+                call = partial(_FORWARD[stage], out=output[:-1])
             else:
-                # In place on a product's output, which nobody needs; backward needs an earlier activation's.
-                in_place = i > 0 and isinstance(stages[i - 1], Product)
-                output = value if in_place and value is not None else self._buffer(rows, value, self.keeps_values)
-                bound = partial(_FORWARD[stage], out=output[:-1])
-                argument = None if value is None else value[:-1]
-            if argument is not None:
-                self.calls.append(partial(bound, argument))
-            elif isinstance(stage, Product):
-                self.first = bound
+                output = self._buffer(rows, value, self.keeps_values)
+                call = partial(_FORWARD[stage], out=output[:-1])
+            reads_ones = isinstance(stage, Product)
+            if value is not None:
+                self.calls.append(partial(call, value if reads_ones else value[:-1]))
             else:
-                self.first = lambda x, bound=bound: bound(x[:-1])  # type: ignore[misc]
+                self.first = call if reads_ones else lambda x, call=call: call(x[:-1])
             self.values.append(output)
 
     def _mse(self) -> Callable[[Tensor, Tensor, Tensor], object]:
@@ -326,6 +323,16 @@ class _Evaluation:
 
         return compare
 
+    def value(self, index: int, x: Tensor, y: Tensor) -> Tensor:
+        """Value ``index`` of the last run, on the batch x and y, as an ordinary tensor (m, features)."""
+        if index > len(self.stages):  # the softmax that cross-entropy took over
+            value = self.log_p[:, : self.m].exp()
+        elif index == len(self.values):  # the product from which the loss subtracted the target
+            value = self.delta[:, : self.m] + y
+        else:
+            value = (x if index == 0 else self._value(index))[:-1, : self.m]
+        return value.T.clone(memory_format=torch.contiguous_format)
+
     def _value(self, index: int) -> Tensor:
         value = self.values[index]
         assert value is not None  # value 0, the batch, is asked for by name
@@ -341,28 +348,19 @@ class _Step(_Evaluation):
         super().__init__(plan, m)
         self.backward: list[Call] = []
         self.update_first: Callable[[Tensor], object] | None = None
-        dtype = self.delta.dtype
         alpha = -lr * self.scale
         if self.network.loss == "mse":
             alpha *= 2
         else:
             function = partial(aten._log_softmax_backward_data.out, self.negative, self.log_p)
-            self.backward.append(partial(function, 0, dtype, out=self.delta))
-        derivatives = {
-            "relu": (aten.threshold_backward.grad_input, 0),
-            "sigmoid": (aten.sigmoid_backward.grad_input,),
-            "tanh": (aten.tanh_backward.grad_input,),
-            "softmax": (torch._softmax_backward_data, 0, dtype),
-        }
+            self.backward.append(partial(function, 0, self.delta.dtype, out=self.delta))
         first = next(i for i, stage in enumerate(self.stages) if isinstance(stage, Product))
         weights = list(self.weights)
         delta, busy = self.delta, self.delta
         for i in reversed(range(first, len(self.stages))):
             stage = self.stages[i]
             if not isinstance(stage, Product):
-                derivative, *options = derivatives[stage]
-                output = self._value(i + 1)[:-1]
-                self.backward.append(partial(derivative, delta, output, *options, grad_input=delta))
+                self.backward.append(_BACKWARD[stage](delta, self._value(i + 1)[:-1]))
                 continue
             w, above = weights.pop(), delta
             if i > first:
@@ -388,18 +386,8 @@ class _Step(_Evaluation):
         if self.update_first is not None:
             self.update_first(x)
 
-    def value(self, index: int, x: Tensor, y: Tensor) -> Tensor:
-        """Value ``index`` of the last run, on the batch x and y, as an ordinary tensor (m, features)."""
-        if index > len(self.stages):  # the softmax that cross-entropy took over
-            value = self.log_p[:, : self.m].exp()
-        elif index == len(self.values):  # the product from which the loss subtracted the target
-            value = self.delta[:, : self.m] + y
-        else:
-            value = (x if index == 0 else self._value(index))[:-1, : self.m]
-        return value.T.clone(memory_format=torch.contiguous_format)
 
-
-#: A batch: its evaluation (or step), inputs, targets, and the place for its loss.
+#: A batch: its evaluation or step, inputs, targets, and the place for its loss.
 Block = tuple[_Evaluation, Tensor, Tensor, Tensor]
 
 _FORWARD: dict[str, Callable[..., object]] = {
@@ -407,4 +395,12 @@ _FORWARD: dict[str, Callable[..., object]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "softmax": partial(torch._softmax, dim=0, half_to_float=False),
+}
+
+#: From delta with respect to an activation's output a, the call that makes it one with respect to its input.
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Call]] = {
+    "relu": lambda delta, a: partial(aten.threshold_backward.grad_input, delta, a, 0, grad_input=delta),
+    "sigmoid": lambda delta, a: partial(aten.sigmoid_backward.grad_input, delta, a, grad_input=delta),
+    "tanh": lambda delta, a: partial(aten.tanh_backward.grad_input, delta, a, grad_input=delta),
+    "softmax": lambda delta, a: partial(torch._softmax_backward_data, delta, a, 0, a.dtype, grad_input=delta),
 }

@@ -5,8 +5,6 @@ nothing (``ops`` does), and is built from torch's own differentiable functions, 
 fake tensors go straight through it.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -64,10 +62,10 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def sgd_update_(params: Sequence[Tensor], grads: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+def sgd_update_(params: list[Tensor], grads: list[Tensor], lr: float, weight_decay: float) -> None:
     # p <- p - lr (g + weight_decay p), rounded in the order of torch.optim.SGD
     if not params:
         return
     if weight_decay:
-        grads = torch._foreach_add(grads, params, alpha=weight_decay)
+        grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
     torch._foreach_add_(params, grads, alpha=-lr)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Protocol
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class History:
     step_loss: list[float] = field(default_factory=list)
 
 
-class Path(Protocol):
+class Path:
     """One way to run the steps of a fit: a plan, or the general path.
 
     Attributes:
@@ -42,18 +42,21 @@ class Path(Protocol):
 
     def load(self, order: Tensor | None) -> None:
         """Take the training data in this order of the samples; None is the order given."""
+        raise NotImplementedError
 
     def epoch(self, stop: "HeldInterrupt") -> list[float]:
         """Run one step for each batch, until stop.pending, and return the losses of the steps that ran."""
-        ...
+        raise NotImplementedError
 
-    def validate(self) -> float: ...
+    def validate(self) -> float:
+        """The loss on the validation data."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Leave the parameters as after the last finished step."""
 
 
-class GeneralPath:
+class GeneralPath(Path):
     """The steps layer by layer, through whatever methods the model's objects have."""
 
     mode = torch.no_grad
@@ -66,7 +69,7 @@ class GeneralPath:
         y: Tensor,
         batch_size: int,
     ):
-        self.step, self.validate = step, evaluate
+        self.step, self.evaluate = step, evaluate
         self.x, self.y, self.batch_size = x, y, batch_size
 
     def load(self, order: Tensor | None) -> None:
@@ -81,8 +84,8 @@ class GeneralPath:
                 break
         return losses
 
-    def finish(self) -> None:
-        pass
+    def validate(self) -> float:
+        return self.evaluate()
 
 
 class HeldInterrupt:
@@ -90,7 +93,7 @@ class HeldInterrupt:
 
     pending = False
 
-    def __enter__(self) -> "HeldInterrupt":
+    def __enter__(self) -> Self:
         # Python delivers signals to the main thread only; a handler set from C cannot be put back.
         self.previous = signal.getsignal(signal.SIGINT)
         self.holds = threading.current_thread() is threading.main_thread() and self.previous is not None

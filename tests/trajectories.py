@@ -1,5 +1,7 @@
 """Training beside torch.nn, compared step by step."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ MOVED = 1e-3
 
 def mlp(sizes, activation, last=Linear, loss_f=None, dtype=torch.float64):
     """A model with initial values under which no unit saturates or dies."""
-    init = {"weight_init": nn.init.xavier_normal_, "bias_init": lambda b: nn.init.normal_(b, std=0.1)}
+    init = {"weight_init": nn.init.xavier_normal_, "bias_init": partial(nn.init.normal_, std=0.1)}
     hidden = [Dense(size, activation(), **init) for size in sizes[1:-1]]
     return Model([InputLayer(sizes[0]), *hidden, Dense(sizes[-1], last(), **init)], loss_f, dtype=dtype)
 

@@ -1,0 +1,91 @@
+"""``scratchcuda compare`` and the package around it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import scratchcuda
+from scratchcuda import Tanh
+from scratchcuda.cli import WorkloadName, app
+from scratchcuda.compare import WORKLOADS
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--epochs", "2", "--repeats", "1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_compare_prints_draws_and_writes(tmp_path):
+    result = run("compare", "slr", *QUICK, "--plot", tmp_path / "p.png", "--json", tmp_path / "c.json")
+    assert result.exit_code == 0, result.output
+    assert "They agree" in result.output
+    assert "MAPE of predictions" in result.output
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["agrees"] is True
+    assert len(found["scratch"]["train"]) == len(found["torch"]["valid"]) == found["epochs"] == 2
+    assert found["ratio"] > 0
+
+
+def test_disagreement_is_exit_status_1(monkeypatch):
+    monkeypatch.setattr(Tanh, "backward", lambda self, delta, a: -delta)
+    result = run("compare", "mlp", *QUICK)
+    assert result.exit_code == 1
+    assert "They disagree: the largest relative difference is" in result.output
+
+
+def test_divergence_is_said():
+    result = run("compare", "slr", "--epochs", 400, "--repeats", 1, "--lr", 1e9)
+    assert result.exit_code == 1
+    assert "diverged" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cifar"], "cifar"),
+        (["slr", "--epochs", "0"], "--epochs"),
+        (["slr", "--device", "nowhere"], "--device"),
+        (["slr", "--plot", "/no/such/folder/p.png"], "does not exist"),
+    ],
+)
+def test_bad_options_are_exit_status_2(arguments, message):
+    result = run("compare", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_workload_names():
+    assert {name.value for name in WorkloadName} == set(WORKLOADS)
+
+
+def test_module_and_version():
+    output = subprocess.check_output([sys.executable, "-m", "scratchcuda", "--version"], text=True)
+    assert output.startswith(f"scratchcuda {scratchcuda.__version__}, torch ")
+
+
+def test_versions_stand_in_one_place():
+    assert f"## {scratchcuda.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_import_needs_torch_only():
+    """Nothing of the command line or the tests comes in with the library."""
+    code = "import sys, scratchcuda; print(*{'typer', 'rich', 'matplotlib', 'sklearn'} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
+
+
+def test_readme_shows_true_code():
+    """Every Python block of the README runs, one after another."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    namespace: dict = {}
+    for block in blocks:
+        exec(block, namespace)

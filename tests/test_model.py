@@ -1,0 +1,279 @@
+"""The engine's API: what the documents use, and what users of torch expect besides."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from trajectories import TOLERANCE, mlp
+
+import scratchcuda as sc
+from scratchcuda import (
+    CrossEntropy,
+    Dense,
+    InputLayer,
+    Linear,
+    Model,
+    ReLU,
+    Sigmoid,
+    SimpleLinearRegression,
+    Softmax,
+    Tanh,
+)
+
+
+def sequential(dtype=torch.float64):
+    return nn.Sequential(
+        nn.Linear(5, 8), nn.Tanh(), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Sigmoid()), nn.Linear(8, 3)
+    ).to(dtype)
+
+
+def test_parameters_have_the_documents_shapes_and_initial_values():
+    model = Model([InputLayer(6), Dense(4, Tanh()), Dense(3)], dtype=torch.float64)
+    assert [(layer.w.shape, layer.b.shape) for layer in model.layers] == [((6, 4), (4,)), ((4, 3), (3,))]
+    # The documents' order of drawing: the input layer's batch, then each layer's weights and bias.
+    torch.manual_seed(0)
+    torch.randn(10, 6, dtype=torch.float64)
+    assert torch.equal(model.layers[0].w, torch.randn(6, 4, dtype=torch.float64))
+    assert torch.equal(model.layers[0].b, torch.randn(4, dtype=torch.float64))
+
+
+def test_dtype_device_and_generator_where_parameters_are_made():
+    generator = torch.Generator().manual_seed(5)
+    models = []
+    for _ in range(2):
+        generator.manual_seed(5)
+        models.append(Model([InputLayer(2), Dense(3)], device="cpu", dtype=torch.float32, generator=generator))
+        torch.randn(7)  # torch's default generator does not matter
+    assert models[0].dtype == torch.float32
+    assert torch.equal(models[0].layers[0].w, models[1].layers[0].w)
+    regression = SimpleLinearRegression(dtype=torch.float16, generator=generator)
+    assert regression.dtype == regression.w.dtype == torch.float16
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert Model([InputLayer(2), Dense(3)]).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "init", [nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.orthogonal_, nn.init.zeros_]
+)
+def test_any_function_of_torch_nn_init(init):
+    generator = torch.Generator()
+    layer = Dense(4, weight_init=init, bias_init=nn.init.ones_)
+    Model([InputLayer(6), layer], generator=generator.manual_seed(1))
+    generator.manual_seed(1)
+    torch.randn(10, 6, generator=generator)
+    expected = torch.empty(4, 6)  # torch.nn's layout, which decides what fan-in is
+    init(expected, **({} if init is nn.init.zeros_ else {"generator": generator}))
+    assert torch.equal(layer.w, expected.T)
+    assert torch.equal(layer.b, torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_to_and_from_torch(dtype):
+    net = sequential(dtype)
+    model = Model.from_torch(net, CrossEntropy())
+    assert repr(model) == (
+        "Model([\n  InputLayer(5),\n  Dense(8, Tanh()),\n  Dense(8, ReLU()),\n  Sigmoid(),\n  Dense(3, Linear()),\n], "
+        "CrossEntropy(probabilities=False))"
+    )
+    x = torch.randn(9, 5, dtype=dtype)
+    assert model.dtype == dtype
+    torch.testing.assert_close(model.predict(x), net(x))
+    torch.testing.assert_close(model.to_torch()(x), net(x))
+    model.layers[0].w.zero_()
+    assert net[0].weight.any(), "copies, not views"
+
+
+def test_copy_parameters_and_set_params():
+    net = sequential()
+    model = Model([InputLayer(5), Dense(8, Tanh()), Dense(8, ReLU()), Sigmoid(), Dense(3)], dtype=torch.float64)
+    model.copy_parameters(net.parameters)
+    assert torch.equal(model.layers[1].w, net[2][0].weight.T)
+    model.layers[3].set_params(torch.zeros(3, 8), torch.ones(3))
+    assert torch.equal(model.predict(torch.randn(2, 5, dtype=torch.float64)), torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_state_dict_copies_into_another_model():
+    one, other = (Model([InputLayer(5), Dense(8, Tanh()), Dense(3)]) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    assert list(one.state_dict()) == ["layers.0.w", "layers.0.b", "layers.1.w", "layers.1.b"]
+    assert torch.equal(one.layers[1].b, other.layers[1].b)
+    regression = SimpleLinearRegression()
+    regression.load_state_dict({"w": torch.tensor([2.0]), "b": torch.tensor([1.0])})
+    assert torch.equal(regression.predict(torch.tensor([3.0])), torch.tensor([7.0]))
+
+
+@pytest.mark.parametrize("make", [lambda: mlp([5, 8, 3], Tanh), lambda: SimpleLinearRegression(dtype=torch.float64)])
+def test_copies_and_pickles(make):
+    model = make()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(
+            torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
+        )
+
+
+def test_parameters_move_once_to_the_first_data():
+    model, regression = Model([InputLayer(5), Dense(3, Softmax())]), SimpleLinearRegression()
+    assert model.predict(torch.empty(2, 5, device="meta")).device.type == "meta"
+    assert regression.predict(torch.empty(2, device="meta")).device.type == "meta"
+    for trained, x in ((model, torch.empty(2, 5)), (regression, torch.empty(2))):
+        assert trained.device.type == "meta"
+        with pytest.raises(ValueError, match="x is on device cpu, expected meta as the parameters"):
+            trained.predict(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Model([InputLayer(5), Dense(3)], device="cpu"),
+        lambda: Model([InputLayer(5), Dense(3)]).to("cpu"),
+        lambda: Model.from_torch(nn.Sequential(nn.Linear(5, 3))),
+    ],
+)
+def test_an_explicit_device_never_moves(model):
+    model = model()
+    with pytest.raises(ValueError, match="x is on device meta, expected cpu as the parameters"):
+        model.predict(torch.empty(2, 5, device="meta"))
+    assert model.device.type == "cpu"
+    assert model.to(torch.float64).predict(torch.zeros(2, 5, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_numpy_and_lists_are_data():
+    model = mlp([2, 4, 3], Tanh)
+    x, y = torch.rand(6, 2, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
+    twins = [copy.deepcopy(model) for _ in range(3)]
+    for twin, convert in zip(twins, (lambda t: t, torch.Tensor.numpy, torch.Tensor.tolist), strict=True):
+        twin.fit(convert(x), convert(y), 2, 0.1, 4, convert(x), convert(y), verbose=False)
+        assert torch.equal(twin.predict(convert(x)), twins[0].predict(x))
+        assert twin.evaluate(convert(x), convert(y)) == pytest.approx(
+            twin.history.valid_loss[-1], rel=TOLERANCE[torch.float64]
+        )
+    regression = SimpleLinearRegression(dtype=torch.float64)
+    regression.fit([1.5, 2.5], [0.1, 0.2], 1, 0.1, 2, verbose=False)
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.float, torch.Tensor.double, torch.Tensor.bool, torch.Tensor.long])
+def test_one_hot_targets_of_any_dtype(convert, path):
+    """The notebooks train float64 models on float32 one-hot rows."""
+    x, classes = torch.randn(12, 4, dtype=torch.float64), torch.arange(12) % 3
+    by_class, by_row = (mlp([4, 6, 3], Tanh, Softmax, CrossEntropy()) for _ in range(2))
+    by_row.load_state_dict(by_class.state_dict())
+    if path == "general":
+        by_row.predict = by_row.predict
+    by_class.fit(x, classes.int(), 3, 0.5, 5, x, classes, verbose=False)
+    one_hot = convert(nn.functional.one_hot(classes, 3))
+    history = by_row.fit(x, one_hot, 3, 0.5, 5, x, one_hot, verbose=False)
+    assert history.path == path
+    assert history.valid_loss == pytest.approx(by_class.history.valid_loss, rel=TOLERANCE[torch.float64])
+
+
+def test_saturated_probabilities_stay_finite(path):
+    """A wrong answer given with probability 1: the loss is the gap of the scores, not -log 0."""
+    x, y = torch.eye(3, dtype=torch.float64), torch.tensor([1, 2, 0])
+    model = Model([InputLayer(3), Dense(3, Softmax())], CrossEntropy(), dtype=torch.float64)
+    model.layers[0].w.copy_(2000 * torch.eye(3))
+    model.layers[0].b.zero_()
+    if path == "general":
+        model.predict = model.predict
+    assert model.evaluate(x, y) == 2000
+    history = model.fit(x, y, 1, 300.0, 3, x, y, verbose=False)
+    assert history.path == path
+    assert history.loss == [2000]
+    # softmax minus one-hot, over three samples, times the learning rate
+    expected = torch.tensor([[1900, 100, 0], [0, 1900, 100], [100, 0, 1900]], dtype=torch.float64)
+    torch.testing.assert_close(model.layers[0].w, expected, rtol=1e-15, atol=0)
+
+
+def test_cross_entropy_of_probabilities_from_elsewhere():
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    loss = CrossEntropy(probabilities=True)
+    assert loss(p, torch.tensor([1, 1])) == pytest.approx(torch.tensor(4.0).log().item() / 2)
+    gradient = loss.backward(p.clone().requires_grad_(False), torch.tensor([1, 0]))
+    assert gradient.isfinite().all()
+    assert gradient[0].tolist() == [0, -2, 0]
+
+
+def test_input_and_output_after_a_training_step(path):
+    x, y = torch.randn(10, 5, dtype=torch.float64), torch.randn(10, 3, dtype=torch.float64)
+    model = Model([InputLayer(5), Dense(8, Tanh()), Sigmoid(), Dense(3)], dtype=torch.float64)
+    if path == "general":
+        model.predict = model.predict
+    before = copy.deepcopy(model)
+    before.fit(x[:7], y[:7], 1, 0.1, 7, verbose=False)
+    before.__forward__(x[7:])
+    model.fit(x, y, 1, 0.1, 7, verbose=False)
+    for ours, expected in zip(model.layers, before.layers, strict=True):
+        torch.testing.assert_close(ours.a, expected.a, rtol=1e-12, atol=1e-12)
+        if isinstance(ours, Dense):
+            torch.testing.assert_close(ours.input, expected.input, rtol=1e-12, atol=1e-12)
+
+
+class Swish(sc.Activation):
+    def __call__(self, z):
+        self.z = z
+        return z * torch.sigmoid(z)
+
+    def backward(self, delta, a):
+        s = torch.sigmoid(self.z)
+        return delta * (a + s * (1 - a))
+
+
+class Scale(sc.Layer):
+    is_trainable = True
+    parameter_names = ("scale",)
+
+    def construct(self, x):
+        self.scale = torch.full((x.shape[-1],), 0.5, dtype=x.dtype)
+        return self.forward(x)
+
+    def forward(self, x):
+        self.x = x
+        return x * self.scale
+
+    def backward(self, delta, lr):
+        dx = delta * self.scale
+        self.scale -= lr * (delta * self.x).sum(0)
+        return dx
+
+
+def test_layers_and_activations_of_ones_own():
+    """They train beside ours as autograd would train them."""
+    x, y = torch.randn(10, 5, dtype=torch.float64), torch.randn(10, 3, dtype=torch.float64)
+    model = Model([InputLayer(5), Dense(8, Swish()), Scale(), Swish(), Dense(3)], dtype=torch.float64)
+    leaves = [p.clone().requires_grad_() for p in model.state_dict().values()]
+    w0, b0, scale, w1, b1 = leaves
+    silu = nn.functional.silu
+    nn.functional.mse_loss(silu(silu(x @ w0 + b0) * scale) @ w1 + b1, y).backward()
+    history = model.fit(x, y, 1, 0.1, 10, verbose=False)
+    assert history.path == "general"
+    assert "methods of its own" in history.reason
+    for ours, leaf in zip(model.state_dict().values(), leaves, strict=True):
+        torch.testing.assert_close(ours, leaf.detach() - 0.1 * leaf.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_loss_of_ones_own():
+    class MeanAbsolute(sc.Losses):
+        def loss(self, y_pred, y_true):
+            return (y_pred - y_true).abs().mean().item()
+
+        def backward(self, y_pred, y_true):
+            return (y_pred - y_true).sign() / y_true.numel()
+
+    x, y = torch.randn(10, 5), torch.randn(10, 3)
+    model = Model([InputLayer(5), Dense(3, Linear())], MeanAbsolute())
+    history = model.fit(x, y, 50, 0.1, 10, x, y, verbose=False)
+    assert history.path == "general"
+    assert history.valid_loss[-1] < history.loss[0]
+
+
+def test_public_names():
+    assert sc.RelU is sc.ReLU
+    assert not sc.InputLayer(2).is_trainable
+    assert Dense(2).is_trainable
+    assert not ReLU().is_trainable
+    assert all(hasattr(sc, name) for name in sc.__all__)
+    assert sc.MSE().loss(torch.ones(2, 2), torch.zeros(2, 2)) == 1.0

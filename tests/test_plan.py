@@ -1,0 +1,261 @@
+"""Which path serves a fit, and that both give the same numbers."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from trajectories import TOLERANCE, mlp
+
+from scratchcuda import (
+    MSE,
+    CrossEntropy,
+    Dense,
+    InputLayer,
+    Model,
+    ReLU,
+    Sigmoid,
+    SimpleLinearRegression,
+    Softmax,
+    Tanh,
+)
+from scratchcuda import plan as plan_module
+
+TOLERANCE = TOLERANCE[torch.float64]
+
+
+def data(samples=20, features=5, outputs=3):
+    return torch.randn(samples, features, dtype=torch.float64), torch.randn(samples, outputs, dtype=torch.float64)
+
+
+def fit(model, x, y, **options):
+    return model.fit(x, y, 3, 0.1, 6, verbose=False, **options)
+
+
+#: Everything that a user may patch, and that changes training when its result is negated.
+PATCHES = [
+    (Tanh, "backward"),
+    (Tanh, "__call__"),
+    (ReLU, "backward"),
+    (Sigmoid, "__call__"),
+    (Softmax, "backward"),
+    (MSE, "backward"),
+    (Dense, "forward"),
+    (Dense, "__forward__"),
+    (Dense, "backward"),
+    (Model, "__forward__"),
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), PATCHES, ids=lambda value: getattr(value, "__name__", value))
+def test_patched_methods_take_effect(cls, name, monkeypatch):
+    """The documents' way of teaching: a method patched onto our class changes training, on every path."""
+    layers = [Dense(8, Tanh()), Dense(8, ReLU()), Dense(8, Sigmoid()), Dense(4, Softmax()), Dense(3)]
+    model = Model([InputLayer(5), *layers], dtype=torch.float64)
+    x, y = data()
+    start = {key: p.clone() for key, p in model.state_dict().items()}
+    assert fit(model, x, y).path == "tensor plan"
+    trained = {key: p.clone() for key, p in model.state_dict().items()}
+    original = getattr(cls, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, name, lambda self, *args: -original(self, *args))
+        model.load_state_dict(start)
+        history = fit(model, x, y)
+        assert history.path == "general"
+        assert "methods of its own" in history.reason
+        assert any(not torch.allclose(p, trained[key]) for key, p in model.state_dict().items())
+    model.load_state_dict(start)
+    assert fit(model, x, y).path == "tensor plan", "the patch is gone"
+    assert all(torch.equal(p, trained[key]) for key, p in model.state_dict().items())
+
+
+def test_patched_regression_and_losses(monkeypatch):
+    x, y = torch.randn(20), torch.randn(20)
+    regression = SimpleLinearRegression()
+    assert regression.fit(x, y, 1, 0.1, 5, verbose=False).path == "tensor plan"
+    monkeypatch.setattr(SimpleLinearRegression, "mse_loss", lambda self, y_true, y_pred: 7.0)
+    assert regression.fit(x, y, 1, 0.1, 5, verbose=False).loss == [7.0]
+    monkeypatch.setattr(MSE, "loss", lambda self, y_pred, y_true: 8.0)
+    assert fit(mlp([5, 3], Tanh), *data()).loss == [8.0] * 3
+
+
+def test_subclasses_that_change_nothing_keep_the_plan():
+    class Net(Model):
+        def __init__(self):
+            super().__init__([InputLayer(5), Dense(3, Tanh())], dtype=torch.float64)
+
+        def summary(self):
+            return repr(self)
+
+    assert fit(Net(), *data()).path == "tensor plan"
+
+
+def test_the_documents_formulas_agree_with_the_plan(monkeypatch):
+    """Patched with the notebooks' own formulas, the general path trains to the same numbers."""
+    x, y = data()
+    model = Model(
+        [InputLayer(5), Dense(8, Tanh()), Dense(8, Softmax()), Dense(8, Sigmoid()), Dense(3)], dtype=torch.float64
+    )
+    start = {key: p.clone() for key, p in model.state_dict().items()}
+    fit(model, x, y)
+    planned = {key: p.clone() for key, p in model.state_dict().items()}
+    model.load_state_dict(start)
+
+    def tanh(self, z):
+        e = torch.exp(-2 * z)
+        return (1 - e) / (1 + e)
+
+    def softmax(self, z):
+        e = torch.exp(z - z.max(1, keepdim=True)[0])
+        return e / e.sum(1, keepdim=True)
+
+    def backward(self, delta, lr):
+        delta = self.act_f.backward(delta, self.a)
+        self.b -= lr * delta.sum(0)
+        w_der, dx = self.input.T @ delta, delta @ self.w.T
+        self.w -= lr * w_der
+        return dx
+
+    monkeypatch.setattr(Tanh, "__call__", tanh)
+    monkeypatch.setattr(Softmax, "__call__", softmax)
+    monkeypatch.setattr(Dense, "backward", backward)
+    assert fit(model, x, y).path == "general"
+    for key, p in model.state_dict().items():
+        torch.testing.assert_close(p, planned[key], rtol=1e-11, atol=1e-12)
+
+
+def test_patched_softmax_keeps_cross_entropy_on_probabilities(monkeypatch):
+    x, classes = data()[0], torch.arange(20) % 3
+    model = mlp([5, 3], Tanh, Softmax, CrossEntropy())
+    expected = model.evaluate(x, classes)
+    monkeypatch.setattr(Softmax, "__call__", lambda self, z: z.exp() / z.exp().sum(1, keepdim=True))
+    assert model.evaluate(x, classes) == pytest.approx(expected, rel=TOLERANCE)
+
+
+def reassign(layer, name, change):
+    setattr(layer, name, change(getattr(layer, name)))
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (lambda p: p.clone(), "tensor plan"),
+        (lambda p: torch.nn.Parameter(p.clone()), "tensor plan"),
+        (lambda p: torch.stack([p, p], -1)[..., 0], "tensor plan"),
+    ],
+)
+def test_reassigned_parameters_are_trained(change, path):
+    model, x, y = mlp([5, 8, 3], Tanh), *data()
+    fit(model, x, y)
+    for layer in model.layers:
+        reassign(layer, "w", change)
+        reassign(layer, "b", change)
+    own = model.layers[0].w
+    before = own.detach().clone()
+    assert fit(model, x, y).path == path
+    assert model.layers[0].w is own
+    assert not torch.equal(own, before)
+
+
+def test_what_no_plan_can_train_takes_the_general_path():
+    x, y = data()
+    tied = mlp([5, 5, 5, 3], Tanh)
+    tied.layers[1].w = tied.layers[0].w
+    untied = mlp([5, 5, 5, 3], Tanh)
+    assert fit(tied, x, y).reason == "parameters share memory"
+    assert fit(mlp([5, 3], Tanh, dtype=torch.bfloat16), x.bfloat16(), y.bfloat16()).path == "general"
+    assert fit(Model([InputLayer(3), Tanh()], dtype=torch.float64), y, y).reason == "no Dense layer to train"
+    assert fit(untied, x, y).path == "tensor plan"
+
+
+@pytest.mark.parametrize("samples", [1, 5, 70, 1000])
+def test_validation_in_chunks(samples, monkeypatch):
+    monkeypatch.setattr(plan_module, "CHUNK_BYTES", 4096)  # chunks of 64 samples
+    for loss_f, y_valid in ((MSE(), data(samples)[1]), (CrossEntropy(), torch.arange(samples) % 3)):
+        (x, y), x_valid = data(), data(samples)[0]
+        model = mlp([5, 8, 3], Sigmoid, loss_f=loss_f)
+        y = y if isinstance(loss_f, MSE) else torch.arange(20) % 3
+        history = fit(model, x, y, x_valid=x_valid, y_valid=y_valid)
+        assert history.path == "tensor plan"
+        assert len(history.loss) == len(history.valid_loss) == 3
+        assert history.valid_loss[-1] == pytest.approx(model.evaluate(x_valid, y_valid), rel=TOLERANCE)
+
+
+def test_non_contiguous_data_and_gradients_of_the_caller():
+    x, y = data(40)
+    contiguous, strided = mlp([5, 8, 3], Tanh), mlp([5, 8, 3], Tanh)
+    strided.load_state_dict(contiguous.state_dict())
+    fit(contiguous, x[::2].clone(), y[::2].clone())
+    fit(strided, x.T.contiguous().T[::2].requires_grad_(), y[::2])
+    assert all(torch.equal(a.w, b.w) for a, b in zip(contiguous.layers, strided.layers, strict=True))
+    assert not strided.layers[0].w.requires_grad
+
+
+def test_expanded_targets():
+    x, y = data()
+    model = mlp([5, 8, 3], Tanh)
+    assert fit(model, x, y[:1, :1].expand(20, 3)).loss[-1] > 0
+
+
+def test_the_same_input_gives_the_same_bits(path):
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        model, (x, y) = mlp([5, 16, 3], Tanh), data(50)
+        if path == "general":
+            model.predict = model.predict
+        fit(model, x, y, shuffle=True)
+        runs.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values(), strict=True))
+
+
+def interrupted(monkeypatch, path, at):
+    """A model whose fit gets Ctrl-C in the middle of step ``at``."""
+    count = 0
+    owner, name = (plan_module._Step, "run") if path == "tensor plan" else (Dense, "backward")
+    original, layers = getattr(owner, name), 1 if path == "tensor plan" else 2
+
+    def run(*args):
+        nonlocal count
+        count += 1
+        if count == at * layers:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, run)
+    return mlp([5, 8, 3], Tanh)
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 12])
+def test_ctrl_c_leaves_the_last_finished_step(at, path, monkeypatch):
+    x, y = data()  # batches of 6: four steps an epoch
+    with monkeypatch.context() as patch:
+        model = interrupted(patch, path, at)
+        twin = mlp([5, 8, 3], Tanh)
+        twin.load_state_dict(model.state_dict())
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, x, y, x_valid=x, y_valid=y)
+    assert model.history.path == path
+    assert len(model.history.step_loss) == at
+    assert len(model.history.loss) == (at - 1) // 4
+    steps = [(x[i : i + 6], y[i : i + 6]) for _ in range(3) for i in range(0, 20, 6)]
+    for x_batch, y_batch in steps[:at]:
+        twin.fit(x_batch, y_batch, 1, 0.1, 6, verbose=False)
+    for ours, expected in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-13)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_from_outside_and_fits_in_threads():
+    x, y = data()
+    model = mlp([5, 8, 3], Tanh)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, 10**9, 0.1, 6, verbose=False)
+    assert model.history.step_loss
+    thread = threading.Thread(target=fit, args=(model, x, y))
+    thread.start()
+    thread.join()
+    assert len(model.history.loss) == 3
