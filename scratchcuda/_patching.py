@@ -11,20 +11,17 @@ _METHODS = ("__call__", "__forward__", "forward", "backward", "loss", "mse_loss"
 _originals: dict[type, dict[str, object]] = {}
 
 
-def _resolve(cls: type) -> dict[str, object]:
-    # Not getattr, which finds __call__ of a class without one in its metaclass.
-    return {name: next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), None) for name in _METHODS}
-
-
 def replaceable(cls: _T) -> _T:
     """Class decorator: remember the methods that a faster form stands in for."""
-    _originals[cls] = _resolve(cls)
+    defined = [name for name in _METHODS if any(name in vars(base) for base in cls.__mro__)]
+    _originals[cls] = {name: getattr(cls, name) for name in defined}
     return cls
 
 
 def original(obj: object) -> type | None:
     """The remembered class whose methods ``obj`` runs unchanged, or None if any was patched or overridden."""
-    cls = next((base for base in type(obj).__mro__ if base in _originals), None)
-    if cls is None or _resolve(type(obj)) != _originals[cls] or not vars(obj).keys().isdisjoint(_METHODS):
+    cls = type(obj)
+    known = next((base for base in cls.__mro__ if base in _originals), None)
+    if known is None or not vars(obj).keys().isdisjoint(_METHODS):
         return None
-    return cls
+    return known if all(getattr(cls, name) is method for name, method in _originals[known].items()) else None
