@@ -82,7 +82,7 @@ def torch_compile(pair, work, validate) -> Fit:
 
 
 def documents(pair, work, validate) -> Fit:
-    """The formulas of the two documents, layer by layer, on plain tensors; None for a cross-entropy, which they lack."""
+    """The formulas of the two documents, layer by layer, on plain tensors; they have no cross-entropy."""
     if work.loss is not nn.MSELoss:
         raise NotImplementedError("the documents define no cross-entropy")
 

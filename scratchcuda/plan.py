@@ -2,8 +2,8 @@
 
 What makes it fast, and where it is found below:
 
-- Features first: buffers are (features, columns), a column for each sample, because a softmax over the first
-  dimension costs half of one over the last.
+- Features first: buffers are (features, columns), a column for each sample, so that what follows is made of whole,
+  contiguous rows.
 - Each buffer has a row of ones below its features, and each layer's weights and bias are one matrix (n_in + 1,
   n_out), so that ``W^T A`` adds the bias, and ``W += alpha A delta^T`` is gradient and update of both at once.
 - The scale of the loss's gradient waits for alpha. The target is subtracted inside the last product (beta = -1).
