@@ -62,7 +62,7 @@ def class_indices(name: str, value: Tensor, classes: int) -> None:
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {value.dtype}, expected integer class indices")
     if value.numel() and not value.is_meta:
-        low, high = (int(end) for end in value.aminmax())
+        low, high = (int(end) for end in value.long().aminmax())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             raise ValueError(f"{name} holds class index {wrong}, expected 0 to {classes - 1}")
@@ -89,25 +89,16 @@ def non_negative(name: str, value: Any) -> float:
     return number
 
 
-def data(name: str, value: Any, like: Tensor) -> Tensor:
-    """Data as a tensor of ``like``'s dtype on its device.
-
-    A tensor must be there already, as with torch.nn. NumPy arrays and lists have no device and carry Python's
-    float64, so they are converted.
-    """
-    given = value if isinstance(value, Tensor) else as_tensor(name, value)
-    floating(name, given)
-    if given is not value:
-        return given.to(like)
-    alike(name, given, "the parameters", like)
-    return given
-
-
 def as_tensor(name: str, value: Any) -> Tensor:
+    """A NumPy array or a list as a tensor on the CPU, Python's floats in float64."""
     try:
-        converted = torch.as_tensor(value)
-        # Without a dtype, Python's floats would be rounded to torch's default one.
-        return torch.as_tensor(value, dtype=torch.float64) if converted.is_floating_point() else converted
+        if hasattr(value, "__array__"):
+            array = value.__array__()
+            # torch takes neither negative strides nor foreign byte orders, and warns of read-only memory.
+            value = array.astype(array.dtype.newbyteorder("="), order="C")
+        converted = torch.as_tensor(value, device="cpu")
+        floats = isinstance(value, list | tuple | float) and converted.is_floating_point()
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu") if floats else converted
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} is {type(value).__name__}, expected a tensor, a NumPy array or a list of numbers ({error})"

@@ -129,8 +129,6 @@ class Dense(Layer):
 
 def _filled(init: Callable[..., object], values: Tensor, generator: torch.Generator | None) -> Tensor:
     # Not every function of torch.nn.init draws numbers: zeros_ and constant_ take no generator.
-    if generator is not None and "generator" in inspect.signature(init).parameters:
-        init(values, generator=generator)
-    else:
-        init(values)
+    draws = generator is not None and inspect.isfunction(init) and "generator" in inspect.signature(init).parameters
+    init(values, **({"generator": generator} if draws else {}))
     return values.detach()

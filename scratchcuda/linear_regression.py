@@ -36,8 +36,9 @@ class SimpleLinearRegression(Parameters):
         generator: torch.Generator | None = None,
     ):
         _checks.float_dtype(dtype)
-        self.w = torch.randn(1, device=device, dtype=dtype, generator=generator)
-        self.b = torch.randn(1, device=device, dtype=dtype, generator=generator)
+        with torch.inference_mode(False):  # or a model made there could not be trained
+            self.w = torch.randn(1, device=device, dtype=dtype, generator=generator)
+            self.b = torch.randn(1, device=device, dtype=dtype, generator=generator)
         self._like = self.w
         self._may_move = device is None
         self.history: History | None = None
@@ -47,14 +48,15 @@ class SimpleLinearRegression(Parameters):
         bias = getattr(torch_layer, "bias", None)
         if not isinstance(torch_layer, nn.Linear) or torch_layer.weight.shape != (1, 1) or bias is None:
             raise ValueError(f"torch_layer is {torch_layer}, expected a Linear of one feature, one output and a bias")
-        with torch.no_grad():
+        with self._unchanged_on_error():
             self.w.copy_(torch_layer.weight[0])
             self.b.copy_(bias)
 
     def predict(self, x: Any) -> Tensor:
         """x (n_samples,) -> predictions (n_samples,)."""
-        x = self._data("x", x)
-        return ops.dense(x.unsqueeze(-1), self.w.unsqueeze(-1), self.b).squeeze(-1)
+        samples = self._data("x", x)
+        self._settle(x)
+        return ops.dense(samples.unsqueeze(-1), self.w.unsqueeze(-1), self.b).squeeze(-1)
 
     def mse_loss(self, y_true: Tensor, y_pred: Tensor) -> float:
         """Mean squared error of y_pred against y_true, both (n_samples,)."""
@@ -62,8 +64,9 @@ class SimpleLinearRegression(Parameters):
 
     def evaluate(self, x: Any, y_true: Any) -> float:
         """Mean squared error of the predictions for x against y_true, both (n_samples,)."""
-        x, y = self._pair("x", x, "y_true", y_true)
-        return self.mse_loss(y, self.predict(x))
+        samples, y = self._pair("x", x, "y_true", y_true)
+        self._settle(x)
+        return self.mse_loss(y, self.predict(samples))
 
     def update(self, x: Tensor, y_true: Tensor, y_pred: Tensor, lr: float, weight_decay: float = 0.0) -> None:
         """One step of gradient descent.
@@ -92,6 +95,7 @@ class SimpleLinearRegression(Parameters):
         weight_decay: float = 0.0,
         shuffle: bool = False,
         generator: torch.Generator | None = None,
+        plan: bool = True,
         verbose: bool = True,
     ) -> History:
         """Train by mini-batch gradient descent; arguments, result and errors as in :meth:`Model.fit`.
@@ -102,12 +106,19 @@ class SimpleLinearRegression(Parameters):
         batch_size = _checks.positive_int("batch_size", batch_size)
         lr = _checks.non_negative("lr", lr)
         weight_decay = _checks.non_negative("weight_decay", weight_decay)
+        first = x
         x, y = self._pair("x", x, "y", y)
         valid = None
         if x_valid is not None or y_valid is not None:
-            valid = self._pair("x_valid", x_valid, "y_valid", y_valid)
+            valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
+        self._settle(first)
+        batch_size = min(batch_size, len(y))
         stage = Product(self.w.unsqueeze(-1), self.b)
-        reason = unfit([stage]) if original(self) else "the model has methods of its own"
+        reason = "the model has methods of its own"
+        if not plan:
+            reason = "asked for"
+        elif original(self):
+            reason = unfit([stage], 1, 1)
         path: Path
         if reason:
             options = {"weight_decay": weight_decay} if weight_decay else {}
@@ -123,29 +134,28 @@ class SimpleLinearRegression(Parameters):
             network = Network([stage], "mse", [])
             column = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
             path = TensorPlan(network, x.unsqueeze(-1), y.unsqueeze(-1), batch_size, lr, weight_decay, column)
-        self.history = History("general" if reason else "tensor plan", reason)
         report = _print if verbose else None
-        run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, report)
-        return self.history
+        return run(self, path, reason, epochs, len(y), shuffle, generator, valid is not None, report)
 
     def __repr__(self) -> str:
-        return f"SimpleLinearRegression(w={self.w.tolist()}, b={self.b.tolist()})"
+        return f"SimpleLinearRegression(w={self.w}, b={self.b})"
 
     def _slots(self) -> Iterator[tuple[str, Any, str]]:
         yield "w", self, "w"
         yield "b", self, "b"
 
-    def _data(self, name: str, x: Any) -> Tensor:
-        x = super()._data(name, x)
+    def _data(self, name: str, x: Any, beside: Tensor | None = None) -> Tensor:
+        x = super()._data(name, x, beside)
         if x.dim() != 1:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (n_samples,)")
         return x
 
-    def _pair(self, x_name: str, x: Any, y_name: str, y: Any) -> tuple[Tensor, Tensor]:
-        x = self._data(x_name, x)
+    def _pair(self, x_name: str, x: Any, y_name: str, y: Any, beside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets that fit each other."""
+        x = self._data(x_name, x, beside)
         _checks.not_empty(x_name, x)
         y = y.to(x.dtype) if isinstance(y, Tensor) and y.is_floating_point() else y
-        y = self._data(y_name, y)
+        y = self._data(y_name, y, beside=x)
         _checks.same_length(y_name, y, x_name, x)
         return x, y
 

@@ -75,17 +75,20 @@ class CrossEntropy(Losses):
         self.probabilities = probabilities
 
     def loss(self, y_pred: Tensor, y_true: Tensor) -> float:
-        return self._from_scores(y_pred, y_true)[0].item()
+        targets = self._targets(y_pred, y_true)
+        if self.probabilities and not hasattr(y_pred, "scores"):
+            return -(self._rows(y_pred, targets) * self._positive(y_pred).log()).sum().item() / len(y_pred)
+        scores = getattr(y_pred, "scores", y_pred) if self.probabilities else y_pred
+        return ops.cross_entropy(scores, targets)[0].item()
 
     def backward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        _, gradient = self._from_scores(y_pred, y_true)
+        targets = self._targets(y_pred, y_true)
         if not self.probabilities:
-            return gradient
-        one_hot = self._targets(y_pred, y_true)
-        if one_hot.dim() == 1:
-            one_hot = torch.nn.functional.one_hot(one_hot, y_pred.shape[1])
-        delta = -one_hot / y_pred.clamp_min(torch.finfo(y_pred.dtype).tiny) / len(y_pred)
-        delta.scores = gradient  # type: ignore[attr-defined]  # read by Softmax.backward
+            return ops.cross_entropy(y_pred, targets)[1]
+        delta = -self._rows(y_pred, targets) / self._positive(y_pred) / len(y_pred)
+        if hasattr(y_pred, "scores"):
+            # Read by Softmax.backward.
+            delta.scores = ops.cross_entropy(y_pred.scores, targets)[1]  # type: ignore[attr-defined]
         return delta
 
     def as_targets(self, name: str, y: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -98,14 +101,13 @@ class CrossEntropy(Losses):
         _checks.shape(name, targets, shape)
         return targets.to(like.dtype)
 
-    def _from_scores(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
-        scores = y_pred
-        if self.probabilities and hasattr(y_pred, "scores"):
-            scores = y_pred.scores
-        elif self.probabilities:
-            # Probabilities from elsewhere; their logarithms are scores of the same softmax.
-            scores = y_pred.clamp_min(torch.finfo(y_pred.dtype).tiny).log()
-        return ops.cross_entropy(scores, self._targets(y_pred, y_true))
+    @staticmethod
+    def _rows(y_pred: Tensor, targets: Tensor) -> Tensor:
+        return targets if targets.dim() == 2 else torch.nn.functional.one_hot(targets, y_pred.shape[1])
+
+    @staticmethod
+    def _positive(y_pred: Tensor) -> Tensor:
+        return y_pred.clamp_min(torch.finfo(y_pred.dtype).tiny)
 
     def _targets(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         return self.as_targets("y_true", y_true, tuple(y_pred.shape), y_pred)

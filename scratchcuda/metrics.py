@@ -35,7 +35,7 @@ def _mean_relative(true: Tensor, pred: Tensor, scale: Tensor) -> float:
 
 
 def _float64(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
-    true, pred = (torch.as_tensor(y, dtype=torch.float64).detach().cpu() for y in (y_true, y_pred))
+    true, pred = (torch.as_tensor(y, dtype=torch.float64, device="cpu").detach() for y in (y_true, y_pred))
     if true.shape != pred.shape:
         raise ValueError(f"y_pred has shape {tuple(pred.shape)}, expected {tuple(true.shape)} as y_true")
     if true.numel() == 0:

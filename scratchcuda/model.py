@@ -14,7 +14,7 @@ from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, So
 from scratchcuda.layers import Dense, InputLayer
 from scratchcuda.losses import MSE, CrossEntropy, Losses
 from scratchcuda.parameters import Parameters
-from scratchcuda.plan import TensorPlan, network_of
+from scratchcuda.plan import Network, TensorPlan, network_of
 from scratchcuda.training import GeneralPath, History, Path, run
 
 _TORCH_ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
@@ -40,7 +40,6 @@ class Model(Parameters):
 
     Attributes:
         layers: the layers without the InputLayer; ``layers[i].w`` and ``.b`` may be read and assigned.
-        loss_f: the loss.
         history: of the last fit, also of one that Ctrl-C ended; None before.
     """
 
@@ -55,25 +54,35 @@ class Model(Parameters):
     ):
         _check_layers(layers)
         _checks.float_dtype(dtype)
-        if loss_f is not None and not isinstance(loss_f, Losses):
-            raise TypeError(f"loss_f is {loss_f!r}, expected a loss such as MSE()")
         self.layers = list(layers[1:])  # the input layer has done its work here
         self.loss_f = MSE() if loss_f is None else loss_f
-        last = self.layers[-1]
-        if isinstance(self.loss_f, CrossEntropy) and isinstance(getattr(last, "act_f", last), Softmax):
-            self.loss_f = copy.copy(self.loss_f)
-            self.loss_f.probabilities = True
         self.n_in = layers[0].n  # type: ignore[attr-defined]
         self.history: History | None = None
         self._may_move = device is None
         made = {"device": device, "dtype": dtype, "generator": generator}
         options = {name: value for name, value in made.items() if value is not None}
-        out = layers[0].construct(**options)  # type: ignore[arg-type]
-        self._like = out.new_empty(0)
-        for layer in self.layers:
-            draws = generator is not None and isinstance(layer, Dense)
-            out = layer.construct(out, generator=generator) if draws else layer.construct(out)  # type: ignore
+        with torch.inference_mode(False):  # or a model made there could not be trained
+            out = layers[0].construct(**options)  # type: ignore[arg-type]
+            self._like = out.new_empty(0)
+            for layer in self.layers:
+                draws = generator is not None and isinstance(layer, Dense)
+                out = layer.construct(out, generator=generator) if draws else layer.construct(out)  # type: ignore
         self.n_out = out.shape[-1]
+
+    @property
+    def loss_f(self) -> Losses:
+        """The loss; a CrossEntropy after a last Softmax is told that it gets probabilities."""
+        return self._loss_f
+
+    @loss_f.setter
+    def loss_f(self, loss_f: Losses) -> None:
+        if not isinstance(loss_f, Losses):
+            raise TypeError(f"loss_f is {loss_f!r}, expected a loss such as MSE()")
+        last = self.layers[-1]
+        if isinstance(loss_f, CrossEntropy) and isinstance(getattr(last, "act_f", last), Softmax):
+            loss_f = copy.copy(loss_f)
+            loss_f.probabilities = True
+        self._loss_f = loss_f
 
     @classmethod
     def from_torch(cls, module: nn.Sequential, loss_f: Losses | None = None) -> "Model":
@@ -115,7 +124,10 @@ class Model(Parameters):
         return model
 
     def to_torch(self) -> nn.Sequential:
-        """A torch.nn.Sequential with copies of the parameters; layers of your own raise TypeError."""
+        """A torch.nn.Sequential with copies of the parameters.
+
+        Methods patched onto our classes are not exported; layers of your own raise TypeError.
+        """
         kinds = {ours: theirs for theirs, ours in _TORCH_ACTIVATIONS.items()}
         modules: list[nn.Module] = []
         for i, layer in enumerate(self.layers):
@@ -144,6 +156,8 @@ class Model(Parameters):
             parameters: the bound method of the module (or any function that gives its tensors), weights (n_out,
                 n_in) before bias (n_out,).
         """
+        if not callable(parameters):
+            raise TypeError(f"parameters is {type(parameters).__name__}, expected a method such as net.parameters")
         given = list(parameters())
         expected = sum(len(layer.parameter_names) for layer in self._trainable())
         if len(given) != expected:
@@ -155,6 +169,7 @@ class Model(Parameters):
     def predict(self, x: Any) -> Tensor:
         """Forward propagation: x (m, n_in) -> predictions (m, n_out)."""
         out = self._data("x", x)
+        self._settle(x)
         for layer in self.layers:
             out = layer.forward(out)
         return out
@@ -162,15 +177,16 @@ class Model(Parameters):
     def __forward__(self, x: Any) -> Tensor:
         """The forward propagation of a training step: layers keep what backward needs."""
         out = self._data("x", x)
+        self._settle(x)
         for layer in self.layers:
             out = layer.__forward__(out)
         return out
 
     def evaluate(self, x: Any, y: Any) -> float:
         """The loss of the predictions for x (m, n_in) against the targets y, as the loss takes them."""
-        x = self._data("x", x)
-        y = self._targets("y", y, "x", x)
-        return self.loss_f(self.predict(x), y)
+        samples, y = self._pair("x", x, "y", y)
+        self._settle(x)
+        return self.loss_f(self.predict(samples), y)
 
     def update(self, y_pred: Tensor, y_true: Tensor, lr: float, weight_decay: float = 0.0) -> None:
         """Backpropagation and update, after ``y_pred = model.__forward__(x)``.
@@ -203,6 +219,7 @@ class Model(Parameters):
         weight_decay: float = 0.0,
         shuffle: bool = False,
         generator: torch.Generator | None = None,
+        plan: bool = True,
         verbose: bool = True,
     ) -> History:
         """Train by mini-batch gradient descent; the last batch of an epoch may be smaller.
@@ -220,6 +237,7 @@ class Model(Parameters):
             weight_decay: factor of the L2 penalty on weights, not on biases.
             shuffle: draw a new order of the samples before each epoch.
             generator: source of the orders, torch's default one if None.
+            plan: False trains layer by layer even where a plan could serve.
             verbose: print a line after each epoch.
 
         Returns:
@@ -232,12 +250,12 @@ class Model(Parameters):
         batch_size = _checks.positive_int("batch_size", batch_size)
         lr = _checks.non_negative("lr", lr)
         options = self._decay_options(weight_decay)
-        x = self._data("x_train", x_train)
-        y = self._targets("y_train", y_train, "x_train", x)
+        x, y = self._pair("x_train", x_train, "y_train", y_train)
         valid = None
         if x_valid is not None or y_valid is not None:
-            xv = self._data("x_valid", x_valid)
-            valid = xv, self._targets("y_valid", y_valid, "x_valid", xv)
+            valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
+        self._settle(x_train)
+        batch_size = min(batch_size, len(y))
 
         def step(x: Tensor, y: Tensor) -> float:
             y_pred = self.__forward__(x)
@@ -245,19 +263,18 @@ class Model(Parameters):
             self.update(y_pred, y, lr, **options)
             return loss
 
-        reason = "the model has methods of its own"
-        if original(self) is Model:
-            network = network_of(self.layers, self.loss_f)
-            reason = network if isinstance(network, str) else ""
+        network: Network | str = "the model has methods of its own"
+        if not plan:
+            network = "asked for"
+        elif original(self):
+            network = network_of(self.layers, self.loss_f, self.n_in, self.n_out)
         path: Path
-        if reason:
-            path = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
+        if isinstance(network, Network):
+            path, reason = TensorPlan(network, x, y, batch_size, lr, weight_decay, valid), ""
         else:
-            path = TensorPlan(network, x, y, batch_size, lr, weight_decay, valid)  # type: ignore[arg-type]
-        self.history = History("general" if reason else "tensor plan", reason)
+            path, reason = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size), network  # type: ignore
         report = _print if verbose else None
-        run(path, self.history, epochs, len(y), shuffle, generator, valid is not None, report)
-        return self.history
+        return run(self, path, reason, epochs, len(y), shuffle, generator, valid is not None, report)
 
     def __repr__(self) -> str:
         layers = "".join(f"  {layer!r},\n" for layer in (InputLayer(self.n_in), *self.layers))
@@ -272,16 +289,20 @@ class Model(Parameters):
                 for name in layer.parameter_names:
                     yield f"layers.{i}.{name}", layer, name
 
-    def _data(self, name: str, x: Any) -> Tensor:
-        x = super()._data(name, x)
+    def _data(self, name: str, x: Any, beside: Tensor | None = None) -> Tensor:
+        x = super()._data(name, x, beside)
         _checks.features(name, x, self.n_in)
         return x
 
-    def _targets(self, name: str, y: Any, x_name: str, x: Tensor) -> Tensor:
+    def _pair(self, x_name: str, x: Any, y_name: str, y: Any, beside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets that fit each other and this model."""
+        x = self._data(x_name, x, beside)
+        if x.dim() != 2:
+            raise ValueError(f"{x_name} has shape {tuple(x.shape)}, expected (samples, {self.n_in})")
         _checks.not_empty(x_name, x)
-        y = y if isinstance(y, Tensor) else _checks.as_tensor(name, y)
-        _checks.same_length(name, y, x_name, x)
-        return self.loss_f.as_targets(name, y, (*x.shape[:-1], self.n_out), x)
+        y = y if isinstance(y, Tensor) else _checks.as_tensor(y_name, y).to(x.device)
+        _checks.same_length(y_name, y, x_name, x)
+        return x, self.loss_f.as_targets(y_name, y, (len(x), self.n_out), x)
 
     def _decay_options(self, weight_decay: float) -> dict[str, float]:
         """Weight decay goes only to methods that know it; a patched backward without it must not lose it silently."""

@@ -39,9 +39,10 @@ class Parameters:
         """
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         _checks.float_dtype(dtype)
-        for _, owner, attribute in self._slots():
-            setattr(owner, attribute, getattr(owner, attribute).to(device, dtype))
-        self._like = self._like.to(device, dtype)
+        with torch.inference_mode(False), torch.no_grad():  # or parameters moved while predicting could not be trained
+            for _, owner, attribute in self._slots():
+                setattr(owner, attribute, getattr(owner, attribute).to(device, dtype))
+            self._like = self._like.to(device, dtype)
         self._may_move = self._may_move and device is None
         return self
 
@@ -58,24 +59,44 @@ class Parameters:
         for name, tensor in own.items():
             _checks.tensor(f"state_dict[{name!r}]", state_dict[name])
             _checks.shape(f"state_dict[{name!r}]", state_dict[name], tuple(tensor.shape))
-        with torch.no_grad():
+        with self._unchanged_on_error():
             for name, tensor in own.items():
                 tensor.copy_(state_dict[name])
 
     def _reference(self) -> Tensor:
         return next((getattr(owner, attribute) for _, owner, attribute in self._slots()), self._like)
 
-    def _data(self, name: str, x: Any) -> Tensor:
-        """Data for these parameters; the first tensor decides where they live, unless a device was named."""
-        if isinstance(x, Tensor) and self._may_move:
+    def _data(self, name: str, x: Any, beside: Tensor | None = None) -> Tensor:
+        """Data as a tensor of the parameters' dtype on their device, or beside other data.
+
+        A tensor must be there already, as with torch.nn, unless it is the first that the parameters meet: then they
+        will move to it. NumPy arrays and lists have no device and carry Python's float64, so they are converted.
+        """
+        like = self._reference()
+        given = x if isinstance(x, Tensor) else _checks.as_tensor(name, x)
+        _checks.floating(name, given)
+        if not isinstance(x, Tensor):
+            return given.to(like if beside is None else beside)
+        if given.dtype != like.dtype:
+            raise TypeError(f"{name} has dtype {given.dtype}, expected {like.dtype} as the parameters")
+        if beside is not None:
+            _checks.on_device(name, given, "the data before it", beside.device)
+        elif not self._may_move:
+            _checks.on_device(name, given, "the parameters", like.device)
+        return given
+
+    def _settle(self, x: Any) -> None:
+        """Move to the first tensor given as data, once all of the data has passed its checks."""
+        if self._may_move and isinstance(x, Tensor):
             self.to(x.device)
-        return _checks.data(name, x, self._reference())
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
         before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
-        try:
-            yield
-        except BaseException:
-            self.load_state_dict(before)
-            raise
+        with torch.no_grad():
+            try:
+                yield
+            except BaseException:
+                for name, tensor in self.state_dict().items():
+                    tensor.copy_(before[name])
+                raise

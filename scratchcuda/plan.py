@@ -19,7 +19,7 @@ parameters when it is made and writes them back when it finishes, so that ``laye
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, repeat
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Network:
     owners: list[tuple[Layer, int, int]]
 
 
-def network_of(layers: list[Layer], loss_f: Losses) -> Network | str:
+def network_of(layers: list[Layer], loss_f: Losses, n_in: int, n_out: int) -> Network | str:
     """The network that a plan can train in place of these layers, or the reason why there is none."""
     stages: list[Stage] = []
     owners: list[tuple[Layer, int, int]] = []
@@ -75,6 +75,8 @@ def network_of(layers: list[Layer], loss_f: Losses) -> Network | str:
         if isinstance(layer, Dense):
             if original(layer) is not Dense:
                 return f"layers[{i}] {layer!r} has methods of its own"
+            if not layer.is_trainable:
+                return f"layers[{i}] {layer!r} is not trainable"
             stages.append(Product(layer.w, layer.b))
             activation = layer.act_f
         kind = original(activation)
@@ -92,10 +94,10 @@ def network_of(layers: list[Layer], loss_f: Losses) -> Network | str:
         if stages[-1:] != ["softmax"]:
             return "cross-entropy of probabilities that are not made by a last Softmax"
         del stages[-1]
-    return unfit(stages) or Network(stages, loss, owners)
+    return unfit(stages, n_in, n_out) or Network(stages, loss, owners)
 
 
-def unfit(stages: list[Stage]) -> str:
+def unfit(stages: list[Stage], n_in: int, n_out: int) -> str:
     """The reason why no plan can train these stages; empty if one can."""
     products = [stage for stage in stages if isinstance(stage, Product)]
     tensors = [t for product in products for t in (product.w, product.b)]
@@ -104,13 +106,17 @@ def unfit(stages: list[Stage]) -> str:
     kinds = {(t.device.type, t.dtype) for t in tensors}
     if len(kinds) > 1 or not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
         return "parameters are not all float32 or all float64 on the CPU"
-    if len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):
+    expanded = any(0 in t.stride() and t.numel() > 1 for t in tensors)
+    if expanded or len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):
         return "parameters share memory"
-    widths = [product.w.shape for product in products]
-    chained = all(left[1] == right[0] for left, right in pairwise(widths))
-    if not chained or any(product.b.shape != product.w.shape[1:] for product in products):
-        return "parameters of sizes that do not follow on one another"
-    return ""
+    if any(t.is_inference() for t in tensors):
+        return "parameters were made in inference mode"
+    width = n_in
+    for product in products:
+        if product.w.dim() != 2 or product.w.shape[0] != width or product.b.shape != product.w.shape[1:]:
+            return "parameters of sizes that do not follow on one another"
+        width = product.w.shape[1]
+    return "" if width == n_out else "the last layer's size has changed"
 
 
 class TensorPlan(Path):
@@ -156,16 +162,18 @@ class TensorPlan(Path):
         x, y = (self.x, self.y) if order is None else (self.x[order], self.y[order])
         self.batches = _blocks(x, y, self.batch_size, self.steps, self.losses)
 
-    def epoch(self, stop: HeldInterrupt) -> list[float]:
+    def epoch(self, stop: HeldInterrupt, losses: list[float]) -> None:
         finished = 0
-        for step, x, y, loss in self.batches:
-            step.run(x, y, loss)
-            finished += 1
-            if stop.pending:
-                break
-        self.last = self.batches[finished - 1]
-        sums = zip(self.losses.tolist(), self.batches[:finished], strict=False)
-        return [loss * step.scale for loss, (step, _, _, _) in sums]
+        try:
+            for step, x, y, loss in self.batches:
+                step.run(x, y, loss)
+                finished += 1
+                if stop.pending:
+                    stop.check()
+        finally:
+            self.last = self.batches[finished - 1] if finished else self.last
+            sums = zip(self.losses.tolist(), self.batches[:finished], strict=False)
+            losses += [loss * step.scale for loss, (step, _, _, _) in sums]
 
     def validate(self) -> float:
         for evaluation, x, y, loss in self.chunks:
@@ -180,11 +188,11 @@ class TensorPlan(Path):
             product.w.copy_(w[:-1])
             product.b.copy_(w[-1])
         if self.last is not None:
-            step, x, y, _ = self.last
+            step, x, _, _ = self.last
             for layer, before, after in self.network.owners:
-                layer.a = step.value(after, x, y)  # type: ignore[attr-defined]
+                layer.a = step.value(after, x)  # type: ignore[attr-defined]
                 if isinstance(layer, Dense):
-                    layer.input = step.value(before, x, y)
+                    layer.input = step.value(before, x)
 
 
 def _sizes(samples: int, size: int) -> set[int]:
@@ -232,9 +240,12 @@ class _Evaluation:
         lanes = CACHE_LINE // w.element_size()
         # A single product reads the batch only, where padding would gain nothing.
         self.columns = -(-m // lanes) * lanes if m > lanes and len(self.stages) > 1 else m
-        self.buffers: dict[tuple[int, int], Tensor] = {}
+        self.shared: dict[tuple[int, int], Tensor] = {}
         outputs = self.weights[-1].shape[1]
         self.delta = w.new_zeros(outputs, self.columns)  # the padding's stays 0
+        # Subtracting the target inside the last product leaves no prediction, which a Dense shows as ``a``.
+        self.fuses_target = self.network.loss == "mse" and isinstance(self.stages[-1], Product)
+        self.fuses_target &= not (self.keeps_values and self.network.owners)
         self.first: Callable[[Tensor], object] | None = None
         self.calls: list[Call] = []
         self.values: list[Tensor | None] = [None]
@@ -254,31 +265,36 @@ class _Evaluation:
             call()
         self.compare(x, y, loss)
 
-    def _buffer(self, rows: int, busy: Tensor | None, own: bool) -> Tensor:
-        """(rows + 1, columns), zeros above a row of ones: a new one, or of two that take turns the one not busy."""
-        turn = len(self.buffers) + 2 if own else int(busy is not None and busy is self.buffers.get((rows, 0)))
-        if (rows, turn) not in self.buffers:
-            buffer = self.buffers[rows, turn] = self.weights[0].new_zeros(rows + 1, self.columns)
-            buffer[-1] = 1
-        return self.buffers[rows, turn]
+    def _buffer(self, rows: int) -> Tensor:
+        """(rows + 1, columns): zeros above a row of ones."""
+        buffer = self.weights[0].new_zeros(rows + 1, self.columns)
+        buffer[-1] = 1
+        return buffer
+
+    def _shared_buffer(self, rows: int, busy: Tensor | None) -> Tensor:
+        """Of two buffers of this size, which take turns, the one that is not busy."""
+        turn = int(busy is not None and busy is self.shared.get((rows, 0)))
+        if (rows, turn) not in self.shared:
+            self.shared[rows, turn] = self._buffer(rows)
+        return self.shared[rows, turn]
 
     def _bind_forward(self) -> None:
         weights = iter(self.weights)
         stages = self.stages
-        if self.network.loss == "mse" and isinstance(stages[-1], Product):
-            stages = stages[:-1]  # the loss subtracts the target inside this product
+        if self.fuses_target:
+            stages = stages[:-1]
         rows = len(self.weights[0]) - 1
         for i, stage in enumerate(stages):
             value = self.values[-1]
             if isinstance(stage, Product):
                 rows = stage.w.shape[1]
-                output = self._buffer(rows, value, self.keeps_values)
+                output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
                 call: Callable[..., object] = partial(torch.mm, next(weights).mT, out=output[:-1])
             elif value is not None and isinstance(stages[i - 1], Product):
                 output = value  # in place: nobody needs the product alone
                 call = partial(_FORWARD[stage], out=output[:-1])
             else:
-                output = self._buffer(rows, value, self.keeps_values)
+                output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
                 call = partial(_FORWARD[stage], out=output[:-1])
             reads_ones = isinstance(stage, Product)
             if value is not None:
@@ -289,7 +305,7 @@ class _Evaluation:
 
     def _mse(self) -> Callable[[Tensor, Tensor, Tensor], object]:
         delta, flat = self.delta[:, : self.m], self.delta.view(-1)
-        if not isinstance(self.stages[-1], Product):
+        if not self.fuses_target:
             prediction = self._value(-1)[:-1, : self.m]
 
             def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
@@ -312,23 +328,27 @@ class _Evaluation:
         self.log_p = torch.empty_like(self.delta)
         scores, negative = self._value(-1)[:-1], self.negative[:, : self.m]
         flat, flat_p = self.negative.view(-1), self.log_p.view(-1)
+        log_p, picked = self.log_p[:, : self.m], self.log_p.new_empty(1, self.m)
+        minus_one = picked.new_full((self.m,), -1)
 
         def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
-            if y.dim() == 1:
-                negative.zero_().scatter_(0, y.unsqueeze(0), -1)
-            else:
-                torch.neg(y, out=negative)
             torch._log_softmax(scores, 0, False, out=self.log_p)
-            torch.dot(flat, flat_p, out=loss)
+            if y.dim() == 2:
+                torch.neg(y, out=negative)
+                torch.dot(flat, flat_p, out=loss)
+                return
+            # Picked, not multiplied: a score of -inf in another class would make the loss NaN.
+            index = y.unsqueeze(0)
+            negative.zero_().scatter_(0, index, -1)
+            torch.gather(log_p, 0, index, out=picked)
+            torch.dot(minus_one, picked[0], out=loss)
 
         return compare
 
-    def value(self, index: int, x: Tensor, y: Tensor) -> Tensor:
-        """Value ``index`` of the last run, on the batch x and y, as an ordinary tensor (m, features)."""
+    def value(self, index: int, x: Tensor) -> Tensor:
+        """Value ``index`` of the last run, on the batch x, as an ordinary tensor (m, features)."""
         if index > len(self.stages):  # the softmax that cross-entropy took over
             value = self.log_p[:, : self.m].exp()
-        elif index == len(self.values):  # the product from which the loss subtracted the target
-            value = self.delta[:, : self.m] + y
         else:
             value = (x if index == 0 else self._value(index))[:-1, : self.m]
         return value.T.clone(memory_format=torch.contiguous_format)
@@ -348,9 +368,9 @@ class _Step(_Evaluation):
         super().__init__(plan, m)
         self.backward: list[Call] = []
         self.update_first: Callable[[Tensor], object] | None = None
-        alpha = -lr * self.scale
+        scale = self.scale  # of the gradient, which alpha brings in
         if self.network.loss == "mse":
-            alpha *= 2
+            scale *= 2
         else:
             function = partial(aten._log_softmax_backward_data.out, self.negative, self.log_p)
             self.backward.append(partial(function, 0, self.delta.dtype, out=self.delta))
@@ -364,15 +384,14 @@ class _Step(_Evaluation):
                 continue
             w, above = weights.pop(), delta
             if i > first:
-                busy = self._buffer(len(w) - 1, busy, own=False)
+                busy = self._shared_buffer(len(w) - 1, busy)
                 delta = busy[:-1]
                 self.backward.append(partial(torch.mm, w[:-1], above, out=delta))
-            if weight_decay:
-                self.backward.append(partial(w[:-1].mul_, 1 - lr * weight_decay))
+            update = _update(w, above.mT, lr * scale, weight_decay / scale)
             if i > 0:
-                self.backward.append(partial(w.addmm_, self._value(i), above.mT, alpha=alpha))
+                self.backward.append(partial(update, self._value(i)))
             else:
-                self.update_first = partial(w.addmm_, mat2=above.mT, alpha=alpha)
+                self.update_first = update
 
     def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
         # The evaluation's run, written out: for the smallest networks one more Python call shows.
@@ -385,6 +404,25 @@ class _Step(_Evaluation):
             call()
         if self.update_first is not None:
             self.update_first(x)
+
+
+def _update(w: Tensor, delta: Tensor, lr: float, weight_decay: float) -> Callable[[Tensor], object]:
+    """The call that updates w (n_in + 1, n_out) from a layer's values (n_in + 1, columns) and delta (columns, n_out).
+
+    lr is in units of delta, weight_decay in units of the gradient.
+    """
+    if not weight_decay:
+        return partial(w.addmm_, mat2=delta, alpha=-lr)
+    gradient = torch.empty_like(w)
+    decayed, weights = gradient[:-1], w[:-1]
+
+    def update(values: Tensor) -> None:
+        # The decay joins the gradient, as in torch.optim.SGD: by itself it can be less than half a rounding unit of w.
+        torch.mm(values, delta, out=gradient)
+        decayed.add_(weights, alpha=weight_decay)
+        w.add_(gradient, alpha=-lr)
+
+    return update
 
 
 #: A batch: its evaluation or step, inputs, targets, and the place for its loss.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ class Path:
         """Take the training data in this order of the samples; None is the order given."""
         raise NotImplementedError
 
-    def epoch(self, stop: "HeldInterrupt") -> list[float]:
-        """Run one step for each batch, until stop.pending, and return the losses of the steps that ran."""
+    def epoch(self, stop: "HeldInterrupt", losses: list[float]) -> None:
+        """Run one step for each batch, with stop.check() after it; append the losses of all that ran."""
         raise NotImplementedError
 
     def validate(self) -> float:
@@ -76,71 +76,81 @@ class GeneralPath(Path):
         x, y = (self.x, self.y) if order is None else (self.x[order], self.y[order])
         self.batches = list(zip(x.split(self.batch_size), y.split(self.batch_size), strict=True))
 
-    def epoch(self, stop: "HeldInterrupt") -> list[float]:
-        losses = []
+    def epoch(self, stop: "HeldInterrupt", losses: list[float]) -> None:
         for x, y in self.batches:
             losses.append(self.step(x, y))
-            if stop.pending:
-                break
-        return losses
+            stop.check()
 
     def validate(self) -> float:
         return self.evaluate()
 
 
 class HeldInterrupt:
-    """Holds Ctrl-C back, so that a step always finishes; on leaving, it is delivered."""
-
-    pending = False
+    """Holds Ctrl-C back until check(), so that a step always finishes. A second Ctrl-C comes through at once."""
 
     def __enter__(self) -> Self:
-        # Python delivers signals to the main thread only; a handler set from C cannot be put back.
+        self.pending = False
         self.previous = signal.getsignal(signal.SIGINT)
-        self.holds = threading.current_thread() is threading.main_thread() and self.previous is not None
+        # Python delivers signals to the main thread only; an ignored signal and a handler set from C stay as they are.
+        self.holds = threading.current_thread() is threading.main_thread() and callable(self.previous)
         if self.holds:
             signal.signal(signal.SIGINT, self._hold)
         return self
 
     def _hold(self, signum: int, frame: FrameType | None) -> None:
+        if self.pending:
+            self.check()
         self.pending = True
+
+    def check(self) -> None:
+        """Pass a signal that was held back on to its handler; Python's own raises KeyboardInterrupt."""
+        if self.pending and callable(self.previous):
+            self.pending = False
+            self.previous(signal.SIGINT, None)
 
     def __exit__(self, *exception: object) -> None:
         if self.holds:
             signal.signal(signal.SIGINT, self.previous)
-            if self.pending:
-                signal.raise_signal(signal.SIGINT)
+            self.check()
+
+
+class Fitted(Protocol):
+    """What is fitted keeps its history."""
+
+    history: History | None
 
 
 def run(
+    model: Fitted,
     path: Path,
-    history: History,
+    reason: str,
     epochs: int,
     samples: int,
     shuffle: bool,
     generator: torch.Generator | None,
     validates: bool,
     report: Callable[[int, History], None] | None,
-) -> None:
-    """Run the epochs on this path, filling the history as they pass."""
+) -> History:
+    """Run the epochs on this path, filling the model's new history as they pass."""
+    history = model.history = History("general" if reason else "tensor plan", reason)
     device = "cpu" if generator is None else generator.device
     with HeldInterrupt() as stop:
         try:
             with path.mode():
                 for epoch in range(epochs):
-                    if stop.pending:
-                        break
                     if shuffle:
                         path.load(torch.randperm(samples, generator=generator, device=device))
                     elif epoch == 0:
                         path.load(None)
-                    losses = path.epoch(stop)
-                    history.step_loss += losses
-                    if stop.pending:
-                        break
+                    done = len(history.step_loss)
+                    path.epoch(stop, history.step_loss)
+                    losses = history.step_loss[done:]
                     history.loss.append(sum(losses) / len(losses))
                     if validates:
                         history.valid_loss.append(path.validate())
                     if report is not None:
                         report(epoch, history)
+                    stop.check()
         finally:
             path.finish()
+    return history
