@@ -1,6 +1,7 @@
 """The command line: ``scratchcuda compare``."""
 
 import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -68,8 +69,8 @@ def compare_command(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of a step; the workload's own if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the data and the initial values.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the data and the initial values.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="How often each fit is timed.")] = 3,
     plot: Annotated[Path | None, typer.Option(help="Draw both trajectories into this PNG file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything into this JSON file.")] = None,
@@ -79,10 +80,12 @@ def compare_command(
     Exit status 1 if they disagree.
     """
     for option, path in (("--plot", plot), ("--json", json_file)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder of {path} does not exist", param_hint=option)
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise typer.BadParameter(f"{path} is no file in an existing folder", param_hint=option)
+    if lr is not None and not math.isfinite(lr):
+        raise typer.BadParameter(f"{lr} is not finite", param_hint="--lr")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
     torch.set_num_threads(threads)
@@ -154,19 +157,14 @@ def show(found: Comparison, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    verdict = f"within the tolerance of {found.tolerance:.1e}" if found.agrees else f"beyond {found.tolerance:.1e}"
-    if found.agrees:
-        console.print(
-            f"[green]They agree[/green]: the largest relative difference is {found.worst:.1e}, {verdict}.",
-            soft_wrap=True,
-        )
-    elif found.worst == found.worst:
-        console.print(
-            f"[red]They disagree[/red]: the largest relative difference is {found.worst:.1e}, {verdict}.",
-            soft_wrap=True,
-        )
+    if math.isnan(found.worst):
+        verdict = "[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help."
     else:
-        console.print("[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help.")
+        word = "[green]They agree[/green]" if found.agrees else "[red]They disagree[/red]"
+        side = "within" if found.agrees else "beyond"
+        verdict = f"{word}: the largest relative difference is {found.worst:.1e}, {side} the tolerance of "
+        verdict += f"{found.tolerance:.1e}."
+    console.print(verdict, soft_wrap=True)
 
 
 def draw(found: Comparison, path: Path) -> None:

@@ -53,7 +53,11 @@ def test_divergence_is_said():
         (["cifar"], "cifar"),
         (["slr", "--epochs", "0"], "--epochs"),
         (["slr", "--device", "nowhere"], "--device"),
-        (["slr", "--plot", "/no/such/folder/p.png"], "does not exist"),
+        (["slr", "--device", "meta"], "--device"),
+        (["slr", "--lr", "inf"], "--lr"),
+        (["slr", "--seed", "-1"], "--seed"),
+        (["slr", "--plot", "/no/such/folder/p.png"], "--plot"),
+        (["slr", "--json", "/tmp"], "--json"),
     ],
 )
 def test_bad_options_are_exit_status_2(arguments, message):

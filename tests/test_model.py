@@ -126,6 +126,23 @@ def test_parameters_move_once_to_the_first_data():
             trained.predict(x)
 
 
+def test_a_refused_call_does_not_move():
+    model = Model([InputLayer(5), Dense(3)])
+    for x, y in ((torch.empty(2, 4), torch.empty(2, 3)), (torch.empty(2, 5), torch.empty(2, 2))):
+        with pytest.raises(ValueError, match="has shape"):
+            model.fit(x.to("meta"), y.to("meta"), 1, 0.1, 1)
+    assert model.device.type == "cpu"
+    assert model.predict(torch.zeros(2, 5)).device.type == "cpu"
+
+
+def test_parameters_made_or_moved_while_predicting_can_be_trained():
+    with torch.inference_mode():
+        models = [Model([InputLayer(2), Dense(3)]), Model([InputLayer(2), Dense(3)]).to(torch.float64)]
+    for model in models:
+        x = torch.zeros(4, 2, dtype=model.dtype)
+        assert model.fit(x, torch.ones(4, 3, dtype=model.dtype), 1, 0.1, 2, verbose=False).path == "tensor plan"
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -154,6 +171,9 @@ def test_numpy_and_lists_are_data():
         )
     regression = SimpleLinearRegression(dtype=torch.float64)
     regression.fit([1.5, 2.5], [0.1, 0.2], 1, 0.1, 2, verbose=False)
+    odd = x.numpy()[::-1].astype(">f8")
+    odd.setflags(write=False)
+    assert torch.equal(model.predict(odd), model.predict(x.flip(0)))
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.float, torch.Tensor.double, torch.Tensor.bool, torch.Tensor.long])
@@ -162,11 +182,9 @@ def test_one_hot_targets_of_any_dtype(convert, path):
     x, classes = torch.randn(12, 4, dtype=torch.float64), torch.arange(12) % 3
     by_class, by_row = (mlp([4, 6, 3], Tanh, Softmax, CrossEntropy()) for _ in range(2))
     by_row.load_state_dict(by_class.state_dict())
-    if path == "general":
-        by_row.predict = by_row.predict
-    by_class.fit(x, classes.int(), 3, 0.5, 5, x, classes, verbose=False)
+    by_class.fit(x, classes.to(torch.uint16), 3, 0.5, 5, x, classes, verbose=False)
     one_hot = convert(nn.functional.one_hot(classes, 3))
-    history = by_row.fit(x, one_hot, 3, 0.5, 5, x, one_hot, verbose=False)
+    history = by_row.fit(x, one_hot, 3, 0.5, 5, x, one_hot, plan=path == "tensor plan", verbose=False)
     assert history.path == path
     assert history.valid_loss == pytest.approx(by_class.history.valid_loss, rel=TOLERANCE[torch.float64])
 
@@ -177,10 +195,8 @@ def test_saturated_probabilities_stay_finite(path):
     model = Model([InputLayer(3), Dense(3, Softmax())], CrossEntropy(), dtype=torch.float64)
     model.layers[0].w.copy_(2000 * torch.eye(3))
     model.layers[0].b.zero_()
-    if path == "general":
-        model.predict = model.predict
     assert model.evaluate(x, y) == 2000
-    history = model.fit(x, y, 1, 300.0, 3, x, y, verbose=False)
+    history = model.fit(x, y, 1, 300.0, 3, x, y, plan=path == "tensor plan", verbose=False)
     assert history.path == path
     assert history.loss == [2000]
     # softmax minus one-hot, over three samples, times the learning rate
@@ -192,20 +208,31 @@ def test_cross_entropy_of_probabilities_from_elsewhere():
     p = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]], dtype=torch.float64)
     loss = CrossEntropy(probabilities=True)
     assert loss(p, torch.tensor([1, 1])) == pytest.approx(torch.tensor(4.0).log().item() / 2)
-    gradient = loss.backward(p.clone().requires_grad_(False), torch.tensor([1, 0]))
+    gradient = loss.backward(p, torch.tensor([1, 0]))
     assert gradient.isfinite().all()
     assert gradient[0].tolist() == [0, -2, 0]
+    unnormalised = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.rand(4, 3, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(-(targets * unnormalised.log()).sum() / 4, unnormalised)
+    torch.testing.assert_close(loss.backward(unnormalised.detach(), targets), expected)
+
+
+def test_a_loss_given_later_knows_the_last_softmax():
+    model, x = Model([InputLayer(3), Dense(4, Softmax())]), torch.randn(5, 3)
+    model.loss_f = CrossEntropy()
+    expected = nn.functional.nll_loss(model.predict(x).log(), torch.arange(5) % 4).item()
+    assert model.evaluate(x, torch.arange(5) % 4) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(TypeError, match="loss_f is 'mse', expected a loss"):
+        model.loss_f = "mse"
 
 
 def test_input_and_output_after_a_training_step(path):
     x, y = torch.randn(10, 5, dtype=torch.float64), torch.randn(10, 3, dtype=torch.float64)
     model = Model([InputLayer(5), Dense(8, Tanh()), Sigmoid(), Dense(3)], dtype=torch.float64)
-    if path == "general":
-        model.predict = model.predict
     before = copy.deepcopy(model)
     before.fit(x[:7], y[:7], 1, 0.1, 7, verbose=False)
     before.__forward__(x[7:])
-    model.fit(x, y, 1, 0.1, 7, verbose=False)
+    model.fit(x, y, 1, 0.1, 7, plan=path == "tensor plan", verbose=False)
     for ours, expected in zip(model.layers, before.layers, strict=True):
         torch.testing.assert_close(ours.a, expected.a, rtol=1e-12, atol=1e-12)
         if isinstance(ours, Dense):

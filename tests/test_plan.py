@@ -1,5 +1,6 @@
 """Which path serves a fit, and that both give the same numbers."""
 
+import math
 import os
 import signal
 import threading
@@ -45,6 +46,8 @@ PATCHES = [
     (Dense, "__forward__"),
     (Dense, "backward"),
     (Model, "__forward__"),
+    (Model, "update"),
+    (CrossEntropy, "backward"),
 ]
 
 
@@ -52,14 +55,18 @@ PATCHES = [
 def test_patched_methods_take_effect(cls, name, monkeypatch):
     """The documents' way of teaching: a method patched onto our class changes training, on every path."""
     layers = [Dense(8, Tanh()), Dense(8, ReLU()), Dense(8, Sigmoid()), Dense(4, Softmax()), Dense(3)]
-    model = Model([InputLayer(5), *layers], dtype=torch.float64)
+    model = Model([InputLayer(5), *layers], CrossEntropy() if cls is CrossEntropy else MSE(), dtype=torch.float64)
     x, y = data()
     start = {key: p.clone() for key, p in model.state_dict().items()}
     assert fit(model, x, y).path == "tensor plan"
     trained = {key: p.clone() for key, p in model.state_dict().items()}
     original = getattr(cls, name)
     with monkeypatch.context() as patch:
-        patch.setattr(cls, name, lambda self, *args: -original(self, *args))
+        if name == "update":
+            patch.setattr(cls, name, lambda self, y_pred, y_true, lr: original(self, y_pred, y_true, -lr / 10))
+            patch.setattr("scratchcuda._checks.non_negative", lambda name, value: value)
+        else:
+            patch.setattr(cls, name, lambda self, *args: -original(self, *args))
         model.load_state_dict(start)
         history = fit(model, x, y)
         assert history.path == "general"
@@ -138,14 +145,11 @@ def reassign(layer, name, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "path"),
-    [
-        (lambda p: p.clone(), "tensor plan"),
-        (lambda p: torch.nn.Parameter(p.clone()), "tensor plan"),
-        (lambda p: torch.stack([p, p], -1)[..., 0], "tensor plan"),
-    ],
+    "change",
+    [torch.clone, lambda p: torch.nn.Parameter(p.clone()), lambda p: torch.stack([p, p], -1)[..., 0]],
+    ids=["clone", "Parameter", "strided"],
 )
-def test_reassigned_parameters_are_trained(change, path):
+def test_reassigned_parameters_are_trained(change):
     model, x, y = mlp([5, 8, 3], Tanh), *data()
     fit(model, x, y)
     for layer in model.layers:
@@ -153,7 +157,7 @@ def test_reassigned_parameters_are_trained(change, path):
         reassign(layer, "b", change)
     own = model.layers[0].w
     before = own.detach().clone()
-    assert fit(model, x, y).path == path
+    assert fit(model, x, y).path == "tensor plan"
     assert model.layers[0].w is own
     assert not torch.equal(own, before)
 
@@ -167,6 +171,43 @@ def test_what_no_plan_can_train_takes_the_general_path():
     assert fit(mlp([5, 3], Tanh, dtype=torch.bfloat16), x.bfloat16(), y.bfloat16()).path == "general"
     assert fit(Model([InputLayer(3), Tanh()], dtype=torch.float64), y, y).reason == "no Dense layer to train"
     assert fit(untied, x, y).path == "tensor plan"
+    assert fit(untied, x, y, plan=False).reason == "asked for"
+    untied.layers[1].is_trainable = False
+    assert "is not trainable" in fit(untied, x, y).reason
+
+
+def test_a_masked_class_leaves_the_losses_finite(path):
+    x, classes = data()[0], torch.arange(20) % 2
+    model = mlp([5, 8, 3], Tanh, loss_f=CrossEntropy())
+    model.layers[1].b[2] = -math.inf
+    expected = torch.nn.functional.cross_entropy(model.predict(x[:6]), classes[:6]).item()
+    history = fit(model, x, classes, x_valid=x, y_valid=classes, plan=path == "tensor plan")
+    assert history.step_loss[0] == pytest.approx(expected, rel=TOLERANCE)
+    assert all(map(math.isfinite, history.valid_loss))
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda signum, frame: None], ids=["ignored", "handled"])
+def test_an_ignored_or_handled_signal_ends_nothing(handler, path, monkeypatch):
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        with monkeypatch.context() as patch:
+            model = interrupted(patch, path, at=2)
+            history = fit(model, *data(), plan=path == "tensor plan")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert len(history.loss) == 3
+    assert len(history.step_loss) == 12
+
+
+def test_a_second_ctrl_c_comes_through_at_once(monkeypatch):
+    def hangs(*args):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(Dense, "backward", hangs)
+    with pytest.raises(KeyboardInterrupt):
+        fit(mlp([5, 8, 3], Tanh), *data())
 
 
 @pytest.mark.parametrize("samples", [1, 5, 70, 1000])
@@ -203,9 +244,7 @@ def test_the_same_input_gives_the_same_bits(path):
     for _ in range(2):
         torch.manual_seed(1)
         model, (x, y) = mlp([5, 16, 3], Tanh), data(50)
-        if path == "general":
-            model.predict = model.predict
-        fit(model, x, y, shuffle=True)
+        fit(model, x, y, shuffle=True, plan=path == "tensor plan")
         runs.append(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values(), strict=True))
 
@@ -235,7 +274,7 @@ def test_ctrl_c_leaves_the_last_finished_step(at, path, monkeypatch):
         twin = mlp([5, 8, 3], Tanh)
         twin.load_state_dict(model.state_dict())
         with pytest.raises(KeyboardInterrupt):
-            fit(model, x, y, x_valid=x, y_valid=y)
+            fit(model, x, y, x_valid=x, y_valid=y, plan=path == "tensor plan")
     assert model.history.path == path
     assert len(model.history.step_loss) == at
     assert len(model.history.loss) == (at - 1) // 4

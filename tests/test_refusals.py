@@ -28,6 +28,9 @@ MODEL = {
     "lengths of valid": (lambda m: fit(m, X, Y, 1, 0.1, 4, X, Y[:2]), ValueError, "y_valid .* expected 8 samples"),
     "outputs": (lambda m: fit(m, X, Y[:, :1]), ValueError, r"y_train has shape \(8, 1\), expected \(8, 3\)"),
     "no outputs": (lambda m: fit(m, X, Y[:, 0]), ValueError, r"y_train has shape \(8,\), expected \(8, 3\)"),
+    "3-D": (lambda m: fit(m, X[None], Y[None]), ValueError, r"x_train has shape \(1, 8, 5\), expected \(samples, 5\)"),
+    "1-D": (lambda m: fit(m, X[0], Y[0]), ValueError, r"x_train has shape \(5,\), expected \(samples, 5\)"),
+    "parameters themselves": (lambda m: m.copy_parameters([X]), TypeError, "parameters is list, expected a method"),
     "half of valid": (lambda m: fit(m, X, Y, 1, 0.1, 4, X), TypeError, "y_valid is NoneType, expected a tensor"),
     "empty": (lambda m: fit(m, X[:0], Y[:0]), ValueError, r"x_train is empty \(shape \(0, 5\)\)"),
     "empty valid": (lambda m: fit(m, X, Y, 1, 0.1, 4, X[:0], Y[:0]), ValueError, "x_valid is empty"),
@@ -70,6 +73,11 @@ MODEL = {
         lambda m: m.load_state_dict({**m.state_dict(), "layers.1.b": X}),
         ValueError,
         r"state_dict\['layers.1.b'\] has shape \(8, 5\), expected \(3,\)",
+    ),
+    "state on meta": (
+        lambda m: m.load_state_dict({**m.state_dict(), "layers.1.b": m.state_dict()["layers.1.b"].to("meta")}),
+        NotImplementedError,
+        "meta",
     ),
     "to integers": (lambda m: m.to(torch.int64), TypeError, "dtype is torch.int64, expected a floating-point dtype"),
 }
