@@ -11,8 +11,10 @@ hypothesis.settings.load_profile("scratchcuda")
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _torch_as_it_starts():
     torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
