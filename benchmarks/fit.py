@@ -57,9 +57,11 @@ def scratchcuda(pair, work, validate) -> Fit:
 
 def torch_compile(pair, work, validate) -> Fit:
     """Forward with loss and the optimizer's step compiled, as torch's tutorials do."""
+    torch._dynamo.reset()
     net, loss_f = pair.net, pair.loss_f
     optimizer = torch.optim.SGD(net.parameters(), lr=work.lr)
     loss_of = torch.compile(lambda x, y: loss_f(net(x), y), dynamic=False)
+    evaluate = torch.compile(lambda x, y: loss_f(net(x), y), dynamic=False)
     update = torch.compile(optimizer.step)
 
     def fit() -> Losses:
@@ -75,7 +77,7 @@ def torch_compile(pair, work, validate) -> Fit:
             train.append(sum(steps) / len(steps))
             if validate:
                 with torch.no_grad():
-                    valid.append(loss_of(pair.x_valid, pair.y_valid).item())
+                    valid.append(evaluate(pair.x_valid, pair.y_valid).item())
         return train, valid
 
     return fit
