@@ -80,10 +80,9 @@ def positive_int(name: str, value: Any) -> int:
 
 def non_negative(name: str, value: Any) -> float:
     """A finite number of at least 0: a learning rate or a weight decay."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number") from None
+    if not hasattr(value, "__float__"):  # text has none, though float() would read it
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
+    number = float(value)
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name} is {number}, expected a finite number of at least 0")
     return number

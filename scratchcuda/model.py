@@ -198,7 +198,7 @@ class Model(Parameters):
             weight_decay: factor of the L2 penalty on weights, not on biases.
         """
         _checks.non_negative("lr", lr)
-        options = self._decay_options(weight_decay)
+        options = self._decay_options(_checks.non_negative("weight_decay", weight_decay))
         delta = self.loss_f.backward(y_pred, y_true)
         for layer in reversed(self.layers):
             if isinstance(layer, Activation):
@@ -249,6 +249,7 @@ class Model(Parameters):
         epochs = _checks.positive_int("epochs", epochs)
         batch_size = _checks.positive_int("batch_size", batch_size)
         lr = _checks.non_negative("lr", lr)
+        weight_decay = _checks.non_negative("weight_decay", weight_decay)
         options = self._decay_options(weight_decay)
         x, y = self._pair("x_train", x_train, "y_train", y_train)
         valid = None
@@ -306,7 +307,7 @@ class Model(Parameters):
 
     def _decay_options(self, weight_decay: float) -> dict[str, float]:
         """Weight decay goes only to methods that know it; a patched backward without it must not lose it silently."""
-        if not _checks.non_negative("weight_decay", weight_decay):
+        if not weight_decay:
             return {}
         for method in (self.update, *(layer.backward for layer in self._trainable())):  # type: ignore[attr-defined]
             if "weight_decay" not in inspect.signature(method).parameters:

@@ -49,6 +49,7 @@ MODEL = {
     "lr inf": (lambda m: fit(m, lr=math.inf), ValueError, "lr is inf"),
     "lr negative": (lambda m: fit(m, lr=-0.1), ValueError, "lr is -0.1"),
     "lr text": (lambda m: fit(m, lr="fast"), TypeError, "lr is 'fast'"),
+    "lr quoted": (lambda m: fit(m, lr="0.1"), TypeError, "lr is '0.1'"),
     "lr of update": (lambda m: m.update(m.__forward__(X), Y, -1), ValueError, "lr is -1"),
     "decay": (lambda m: fit(m, weight_decay=-1), ValueError, "weight_decay is -1"),
     "batch 0": (lambda m: fit(m, batch_size=0), ValueError, "batch_size is 0, expected a positive integer"),
