@@ -394,12 +394,7 @@ class _Step(_Evaluation):
                 self.update_first = update
 
     def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
-        # The evaluation's run, written out: for the smallest networks one more Python call shows.
-        if self.first is not None:
-            self.first(x)
-        for call in self.calls:
-            call()
-        self.compare(x, y, loss)
+        super().run(x, y, loss)
         for call in self.backward:
             call()
         if self.update_first is not None:
