@@ -119,8 +119,9 @@ class Dense(Layer):
         """
         delta = self.act_f.backward(delta, self.a)
         dx, dw, db = ops.dense_backward(delta, self.input, self.w)
-        ops.sgd_update_([self.w], [dw], lr, weight_decay)
-        ops.sgd_update_([self.b], [db], lr)
+        if weight_decay:
+            dw = dw + weight_decay * self.w
+        ops.sgd_update_([self.w, self.b], [dw, db], lr)
         return dx
 
     def __repr__(self) -> str:

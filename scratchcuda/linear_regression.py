@@ -79,8 +79,9 @@ class SimpleLinearRegression(Parameters):
         x, y_true = self._pair("x", x, "y_true", y_true)
         _, delta = ops.mse(y_pred, y_true)
         _, dw, db = ops.dense_backward(delta.unsqueeze(-1), x.unsqueeze(-1), self.w.unsqueeze(-1))
-        ops.sgd_update_([self.w], [dw.squeeze(-1)], lr, weight_decay)
-        ops.sgd_update_([self.b], [db], lr)
+        if weight_decay:
+            dw = dw + weight_decay * self.w.unsqueeze(-1)
+        ops.sgd_update_([self.w, self.b], [dw.squeeze(-1), db], lr)
 
     def fit(
         self,

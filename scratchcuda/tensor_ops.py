@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 aten = torch.ops.aten
+_MEAN, _IGNORE = 1, -100  # of torch's negative log-likelihood: its reduction, and the class index that it skips
 
 # In place, on the fresh output of the product: one buffer less than torch.tanh(linear(...)).
 _ACTIVATE = {"none": lambda z: z, "relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_}
@@ -54,12 +55,12 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     # scores (m, c), y_true (m, c) or class indices (m,) -> loss (), gradient with respect to scores (m, c)
     log_p = torch.log_softmax(scores, 1)
     if y_true.dim() == 1:
-        index = y_true.unsqueeze(1)
-        target = torch.zeros_like(log_p).scatter(1, index, 1)
-        terms = log_p.gather(1, index)  # not target * log_p: a score of -inf elsewhere would make it NaN
+        loss, count = aten.nll_loss_forward(log_p, y_true, None, _MEAN, _IGNORE)
+        gradient = aten.nll_loss_backward(torch.ones_like(loss), log_p, y_true, None, _MEAN, _IGNORE, count)
     else:
-        target, terms = y_true, y_true * log_p
-    return -terms.sum() / len(scores), (log_p.exp() * target.sum(1, keepdim=True) - target) / len(scores)
+        loss = (y_true * log_p).sum() / -len(scores)
+        gradient = y_true / -len(scores)
+    return loss, aten._log_softmax_backward_data(gradient, log_p, 1, scores.dtype)
 
 
 @torch.no_grad()

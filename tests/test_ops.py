@@ -157,6 +157,29 @@ def test_public_functions_are_differentiable(name):
     assert torch.autograd.gradcheck(lambda *tensors: function(*tensors, *options), inputs)
 
 
+def test_cross_entropy_of_class_indices_is_differentiable():
+    classes = torch.tensor([0, 3, 1])
+    assert torch.autograd.gradcheck(lambda s: ops.cross_entropy(s, classes), rand(3, 4, requires_grad=True))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        scores = rand(3, 4, dtype=dtype)
+        loss, gradient = ops.cross_entropy(scores, classes)
+        leaf = scores.double().requires_grad_()
+        exact = functional.cross_entropy(leaf, classes)
+        exact.backward()
+        tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": torch.finfo(dtype).eps}
+        torch.testing.assert_close(loss.double(), exact.detach(), **tolerance)
+        torch.testing.assert_close(gradient.double(), leaf.grad, **tolerance)
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)])
+def test_losses_of_empty_batches_as_torch(targets):
+    loss, gradient = ops.cross_entropy(torch.zeros(0, 4), targets)
+    assert loss.isnan()
+    assert functional.cross_entropy(torch.zeros(0, 4), targets).isnan()
+    assert gradient.shape == (0, 4)
+    assert ops.mse(torch.zeros(0, 4), torch.zeros(0, 4))[0].isnan()
+
+
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_registration(name):
     raw = getattr(torch.ops.scratchcuda, name)
