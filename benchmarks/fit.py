@@ -247,13 +247,19 @@ def measure(name: str, dtype: str, validate: bool, rounds: int) -> dict:
 
 def show(found: dict, console: Console) -> None:
     validation = "with validation" if found["validation"] else "without validation"
-    table = Table("peer", "median ms", "quartiles", "times faster than torch.nn", "quartiles", "losses differ by")
+    table = Table("peer", "ms", "quartiles", "faster", "quartiles", "losses")
+    for column in table.columns:
+        column.no_wrap = True
     for peer, row in found["peers"].items():
-        low, median, high = (1e3 * q for q in statistics.quantiles(row["seconds"], n=4))
-        ratio = ("no: other losses", "") if "ratio" not in row else (f"{row['ratio'][1]:.2f}", None)
-        spread = ratio[1] if ratio[1] is not None else f"{row['ratio'][0]:.2f} to {row['ratio'][2]:.2f}"
-        table.add_row(peer, f"{median:.2f}", f"{low:.2f} to {high:.2f}", ratio[0], spread, f"{row['difference']:.0e}")
+        low, median, high = (f"{1e3 * q:.3g}" for q in statistics.quantiles(row["seconds"], n=4))
+        ratio, spread = "none", "other losses"
+        if row["agrees"]:
+            ratio, spread = f"{row['ratio'][1]:.1f}", f"{row['ratio'][0]:.1f} to {row['ratio'][2]:.1f}"
+        table.add_row(peer, median, f"{low} to {high}", ratio, spread, f"{row['difference']:.0e}")
     console.print(f"[bold]{found['title']}[/bold], {found['dtype']}, whole fit {validation}", highlight=False)
+    console.print(
+        "medians; faster: torch.nn's time divided by the peer's; losses: their relative difference to torch.nn's"
+    )
     console.print(table)
     for peer, note in found["notes"].items():
         console.print(f"{peer}: {note}", highlight=False)

@@ -10,7 +10,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "matplotlib", "sklearn"):
             raise
-        sys.exit(f"The command line needs {error.name}: pip install 'scratchcuda[cli]'")
+        sys.exit(f"The command line needs {error.name}. Install scratchcuda with its extra: pip install '.[cli]'")
     app(prog_name="scratchcuda")
 
 

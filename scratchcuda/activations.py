@@ -37,7 +37,7 @@ class Activation(Layer):
     """
 
     a: Tensor
-    #: The op that computes this activation inside a dense forward, if there is one.
+    #: Its name among ops.ACTIVATIONS; None if the ops do not know it, so that it is always called.
     op: str | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -121,6 +121,8 @@ class Softmax(Activation):
     to them: where a probability has saturated to 0, CrossEntropy can be computed from the scores alone.
     """
 
+    op = "softmax"
+
     def __call__(self, z: Tensor) -> Tensor:
         a = torch.softmax(z, -1)
         a.scores = z  # type: ignore[attr-defined]
@@ -131,5 +133,8 @@ class Softmax(Activation):
 
 
 def fused_op(activation: Activation) -> str | None:
-    """The op in which ops.dense may compute this activation; None if the activation has to be called."""
-    return activation.op if original(activation) else None
+    """The activation that ops.dense may compute in its place; None if it has to be called.
+
+    Softmax has to be, so that its output carries the scores.
+    """
+    return activation.op if original(activation) not in (None, Softmax) else None

@@ -141,6 +141,8 @@ def show(found: Comparison, console: Console) -> None:
         if epoch % step == 0 or epoch == found.epochs - 1:
             losses.add_row(str(epoch), *(f"{value:.4f}" for value in values), f"{difference:.1e}")
     console.print(losses)
+    if step > 1:
+        console.print(f"Every {step}. epoch is shown; --json writes all.")
     layers = Table("MAPE of", "weights", "biases")
     for i, layer in enumerate(found.layers):
         layers.add_row(f"layer {i}", f"{layer['w']:.1e}", f"{layer['b']:.1e}")
@@ -164,6 +166,8 @@ def show(found: Comparison, console: Console) -> None:
         side = "within" if found.agrees else "beyond"
         verdict = f"{word}: the largest relative difference is {found.worst:.1e}, {side} the tolerance of "
         verdict += f"{found.tolerance:.1e}."
+        if not found.agrees:
+            verdict += " Either one of them is wrong, or this training is unstable and amplifies rounding."
     console.print(verdict, soft_wrap=True)
 
 

@@ -132,7 +132,7 @@ WORKLOADS = {
 
 
 @dataclass
-class Losses:
+class Trajectory:
     """Training and validation loss by epoch."""
 
     train: list[float]
@@ -154,8 +154,8 @@ class Comparison:
     threads: int
     versions: dict[str, str]
     path: str
-    scratch: Losses
-    torch: Losses
+    scratch: Trajectory
+    torch: Trajectory
     mape_before: float
     mape_after: float
     layers: list[dict[str, float]]
@@ -172,7 +172,7 @@ class Comparison:
 
     @property
     def worst(self) -> float:
-        """The largest of all differences; NaN if any is."""
+        """The largest of all: each epoch's difference, and the mean ones (MAPE) of predictions, weights, biases."""
         parameters = [value for layer in self.layers for value in layer.values()]
         return float(np.max([*self.differences, self.mape_before, self.mape_after, *parameters]))
 
@@ -200,10 +200,10 @@ def fit_torch(
     lr: float,
     batch_size: int,
     valid: tuple[Tensor, Tensor] | None,
-) -> Losses:
+) -> Trajectory:
     """The documents' training loop: torch.nn, eager, with torch.optim.SGD."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    losses = Losses([], [])
+    losses = Trajectory([], [])
     for _ in range(epochs):
         steps = []
         for start in range(0, len(y), batch_size):
@@ -258,7 +258,7 @@ class Pair:
         else:
             self.scratch.copy_params(self.net[0])  # type: ignore[arg-type]
 
-    def fit_torch(self, epochs: int, lr: float, batch_size: int, validate: bool = True) -> Losses:
+    def fit_torch(self, epochs: int, lr: float, batch_size: int, validate: bool = True) -> Trajectory:
         valid = (self.x_valid, self.y_valid) if validate else None
         return fit_torch(self.net, self.loss_f, self.x, self.y, epochs, lr, batch_size, valid)
 
@@ -341,7 +341,7 @@ def compare(
         threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), "torch": torch.__version__},
         path=ours.path,
-        scratch=Losses(ours.loss, ours.valid_loss),
+        scratch=Trajectory(ours.loss, ours.valid_loss),
         torch=theirs,
         mape_before=before,
         mape_after=pair.prediction_mape(),

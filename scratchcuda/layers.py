@@ -19,7 +19,7 @@ class InputLayer(Layer):
     """
 
     def __init__(self, n_input_features: int):
-        self.m = 10
+        self.m = 10  # rows of the batch that construct draws
         self.n = _checks.positive_int("n_input_features", n_input_features)
 
     def construct(  # type: ignore[override]

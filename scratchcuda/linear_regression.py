@@ -10,7 +10,7 @@ from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
 from scratchcuda.parameters import Parameters
 from scratchcuda.plan import Network, Product, TensorPlan, unfit
-from scratchcuda.training import GeneralPath, History, Path, run
+from scratchcuda.training import FitPath, GeneralPath, History, run
 
 
 @replaceable
@@ -120,7 +120,7 @@ class SimpleLinearRegression(Parameters):
             reason = "asked for"
         elif original(self):
             reason = unfit([stage], 1, 1)
-        path: Path
+        path: FitPath
         if reason:
             options = {"weight_decay": weight_decay} if weight_decay else {}
 

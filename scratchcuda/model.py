@@ -15,7 +15,7 @@ from scratchcuda.layers import Dense, InputLayer
 from scratchcuda.losses import MSE, CrossEntropy, Losses
 from scratchcuda.parameters import Parameters
 from scratchcuda.plan import Network, TensorPlan, network_of
-from scratchcuda.training import GeneralPath, History, Path, run
+from scratchcuda.training import FitPath, GeneralPath, History, run
 
 _TORCH_ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
     nn.ReLU: ReLU,
@@ -269,7 +269,7 @@ class Model(Parameters):
             network = "asked for"
         elif original(self):
             network = network_of(self.layers, self.loss_f, self.n_in, self.n_out)
-        path: Path
+        path: FitPath
         if isinstance(network, Network):
             path, reason = TensorPlan(network, x, y, batch_size, lr, weight_decay, valid), ""
         else:

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from scratchcuda._patching import original
-from scratchcuda.activations import Activation, Layer, Softmax
+from scratchcuda.activations import Activation, Layer
 from scratchcuda.layers import Dense
 from scratchcuda.losses import MSE, CrossEntropy, Losses
-from scratchcuda.training import HeldInterrupt, Path
+from scratchcuda.training import FitPath, HeldInterrupt
 
 aten = torch.ops.aten
 Call = Callable[[], object]
@@ -79,13 +79,12 @@ def network_of(layers: list[Layer], loss_f: Losses, n_in: int, n_out: int) -> Ne
                 return f"layers[{i}] {layer!r} is not trainable"
             stages.append(Product(layer.w, layer.b))
             activation = layer.act_f
-        kind = original(activation)
-        if kind is None or not issubclass(kind, Activation):
+        if not isinstance(activation, Activation) or original(activation) is None:
             return f"layers[{i}] {layer!r} has methods of its own"
-        if kind is Softmax:
-            stages.append("softmax")
-        elif kind.op != "none":
-            stages.append(str(kind.op))
+        if activation.op is None or activation.op not in {"none", *_FORWARD}:
+            return f"layers[{i}] {layer!r} has no call in the plan"
+        if activation.op != "none":
+            stages.append(activation.op)
         owners.append((layer, before, len(stages)))
     loss = {MSE: "mse", CrossEntropy: "cross_entropy"}.get(original(loss_f))  # type: ignore[arg-type]
     if loss is None:
@@ -119,7 +118,7 @@ def unfit(stages: list[Stage], n_in: int, n_out: int) -> str:
     return "" if width == n_out else "the last layer's size has changed"
 
 
-class TensorPlan(Path):
+class TensorPlan(FitPath):
     """One fit of a network.
 
     Args:

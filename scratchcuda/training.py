@@ -31,7 +31,7 @@ class History:
     step_loss: list[float] = field(default_factory=list)
 
 
-class Path:
+class FitPath:
     """One way to run the steps of a fit: a plan, or the general path.
 
     Attributes:
@@ -56,7 +56,7 @@ class Path:
         """Leave the parameters as after the last finished step."""
 
 
-class GeneralPath(Path):
+class GeneralPath(FitPath):
     """The steps layer by layer, through whatever methods the model's objects have."""
 
     mode = torch.no_grad
@@ -122,7 +122,7 @@ class Fitted(Protocol):
 
 def run(
     model: Fitted,
-    path: Path,
+    path: FitPath,
     reason: str,
     epochs: int,
     samples: int,
