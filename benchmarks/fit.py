@@ -251,7 +251,8 @@ def show(found: dict, console: Console) -> None:
     for column in table.columns:
         column.no_wrap = True
     for peer, row in found["peers"].items():
-        low, median, high = (f"{1e3 * q:.3g}" for q in statistics.quantiles(row["seconds"], n=4))
+        quartiles = (1e3 * q for q in statistics.quantiles(row["seconds"], n=4))
+        low, median, high = (f"{q:.0f}" if q >= 100 else f"{q:.3g}" for q in quartiles)
         ratio, spread = "none", "other losses"
         if row["agrees"]:
             ratio, spread = f"{row['ratio'][1]:.1f}", f"{row['ratio'][0]:.1f} to {row['ratio'][2]:.1f}"
