@@ -209,7 +209,7 @@ def _blocks(x: Tensor, y: Tensor, size: int, evaluations: Mapping[int, "_Evaluat
         if start == stop:
             continue
         evaluation = evaluations[m]
-        # (blocks, features + 1, columns), a last row of ones; what the padding holds does not matter
+        # (blocks, features + 1, columns), a last row of ones; the padding is 1, finite, so that its deltas stay 0
         inputs = x.new_ones((stop - start) // m, features + 1, evaluation.columns)
         inputs[:, :-1, :m] = x[start:stop].reshape(-1, m, features).mT
         targets = y[start:stop].reshape(-1, m, *y.shape[1:])

@@ -98,6 +98,7 @@ class HeldInterrupt:
         return self
 
     def _hold(self, signum: int, frame: FrameType | None) -> None:
+        self.frame = frame
         if self.pending:
             self.check()
         self.pending = True
@@ -106,7 +107,7 @@ class HeldInterrupt:
         """Pass a signal that was held back on to its handler; Python's own raises KeyboardInterrupt."""
         if self.pending and callable(self.previous):
             self.pending = False
-            self.previous(signal.SIGINT, None)
+            self.previous(signal.SIGINT, self.frame)
 
     def __exit__(self, *exception: object) -> None:
         if self.holds:
