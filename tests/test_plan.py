@@ -87,6 +87,17 @@ def test_patched_regression_and_losses(monkeypatch):
     assert fit(mlp([5, 3], Tanh), *data()).loss == [8.0] * 3
 
 
+def test_a_method_patched_onto_one_object_takes_effect():
+    model, x, y = mlp([5, 8, 3], Tanh), *data()
+    model.loss_f.loss = lambda y_pred, y_true: 7.0
+    history = fit(model, x, y)
+    assert (history.path, history.loss) == ("general", [7.0] * 3)
+    model.loss_f = MSE()
+    assert fit(model, x, y).path == "tensor plan"
+    model.layers[0].act_f.backward = lambda delta, a: -delta
+    assert fit(model, x, y).path == "general"
+
+
 def test_subclasses_that_change_nothing_keep_the_plan():
     class Net(Model):
         def __init__(self):
