@@ -117,6 +117,7 @@ class Dense(Layer):
             lr: learning rate.
             weight_decay: factor of the L2 penalty on w, not on b.
         """
+        weight_decay = _checks.non_negative("weight_decay", weight_decay)
         delta = self.act_f.backward(delta, self.a)
         dx, dw, db = ops.dense_backward(delta, self.input, self.w)
         if weight_decay:

@@ -52,6 +52,11 @@ MODEL = {
     "lr quoted": (lambda m: fit(m, lr="0.1"), TypeError, "lr is '0.1'"),
     "lr of update": (lambda m: m.update(m.__forward__(X), Y, -1), ValueError, "lr is -1"),
     "decay": (lambda m: fit(m, weight_decay=-1), ValueError, "weight_decay is -1"),
+    "decay of a layer": (
+        lambda m: (m.__forward__(X), m.layers[1].backward(Y, 0.1, math.nan)),
+        ValueError,
+        "weight_decay is nan",
+    ),
     "batch 0": (lambda m: fit(m, batch_size=0), ValueError, "batch_size is 0, expected a positive integer"),
     "batch half": (lambda m: fit(m, batch_size=2.5), TypeError, "batch_size is 2.5 .*expected a positive integer"),
     "epochs": (lambda m: fit(m, epochs=-1), ValueError, "epochs is -1, expected a positive integer"),
@@ -133,6 +138,7 @@ V = torch.randn(8)
         (lambda r: r.copy_params(nn.Linear(2, 1)), ValueError, "torch_layer is Linear.* expected a Linear of one"),
         (lambda r: r.copy_params(nn.Linear(1, 1, bias=False)), ValueError, "torch_layer is Linear"),
         (lambda r: r.update(V, V[:3], V, 0.1), ValueError, "y_true .* expected 8 samples"),
+        (lambda r: r.update(V, V, V + 1, 0.1, math.nan), ValueError, "weight_decay is nan"),
         (lambda r: r.load_state_dict({}), ValueError, r"state_dict lacks \['b', 'w'\]"),
     ],
 )
