@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -152,7 +153,7 @@ def show(found: Comparison, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    ours, theirs = (1e3 * sorted(times)[len(times) // 2] for times in (found.scratch_seconds, found.torch_seconds))
+    ours, theirs = (1e3 * statistics.median(times) for times in (found.scratch_seconds, found.torch_seconds))
     console.print(
         f"Whole fit with validation: scratch {ours:.1f} ms ({found.path}), torch.nn {theirs:.1f} ms, "
         f"ratio {found.ratio:.1f} (medians of {len(found.scratch_seconds)})",
