@@ -1,6 +1,7 @@
 """Neural networks trained from scratch, step by step as torch.nn trains them."""
 
 from scratchcuda import metrics, ops
+from scratchcuda._backend import use_backend
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, RelU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense, InputLayer
 from scratchcuda.linear_regression import SimpleLinearRegression
@@ -29,4 +30,5 @@ __all__ = [
     "Tanh",
     "metrics",
     "ops",
+    "use_backend",
 ]

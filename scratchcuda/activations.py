@@ -1,6 +1,5 @@
 """Activations: each is callable, has ``backward(delta, a)``, and serves inside a Dense or as a layer of its own."""
 
-import torch
 from torch import Tensor
 
 from scratchcuda import ops
@@ -77,7 +76,7 @@ class ReLU(Activation):
     op = "relu"
 
     def __call__(self, z: Tensor) -> Tensor:
-        return torch.relu(z)
+        return ops.relu(z)
 
     def backward(self, delta: Tensor, a: Tensor) -> Tensor:
         return ops.relu_backward(delta, a)
@@ -94,7 +93,7 @@ class Sigmoid(Activation):
     op = "sigmoid"
 
     def __call__(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(z)
+        return ops.sigmoid(z)
 
     def backward(self, delta: Tensor, a: Tensor) -> Tensor:
         return ops.sigmoid_backward(delta, a)
@@ -107,7 +106,7 @@ class Tanh(Activation):
     op = "tanh"
 
     def __call__(self, z: Tensor) -> Tensor:
-        return torch.tanh(z)
+        return ops.tanh(z)
 
     def backward(self, delta: Tensor, a: Tensor) -> Tensor:
         return ops.tanh_backward(delta, a)
@@ -124,7 +123,7 @@ class Softmax(Activation):
     op = "softmax"
 
     def __call__(self, z: Tensor) -> Tensor:
-        a = torch.softmax(z, -1)
+        a = ops.softmax(z)
         a.scores = z  # type: ignore[attr-defined]
         return a
 

@@ -117,12 +117,9 @@ class Dense(Layer):
             lr: learning rate.
             weight_decay: factor of the L2 penalty on w, not on b.
         """
-        weight_decay = _checks.non_negative("weight_decay", weight_decay)
         delta = self.act_f.backward(delta, self.a)
-        dx, dw, db = ops.dense_backward(delta, self.input, self.w)
-        if weight_decay:
-            dw = dw + weight_decay * self.w
-        ops.sgd_update_([self.w, self.b], [dw, db], lr)
+        dx = ops.dense_backward_input(delta, self.w)
+        ops.dense_update_(delta, self.input, self.w, self.b, lr, weight_decay)
         return dx
 
     def __repr__(self) -> str:

@@ -76,13 +76,9 @@ class SimpleLinearRegression(Parameters):
             lr: learning rate.
             weight_decay: factor of the L2 penalty on w, not on b.
         """
-        weight_decay = _checks.non_negative("weight_decay", weight_decay)
         x, y_true = self._pair("x", x, "y_true", y_true)
         _, delta = ops.mse(y_pred, y_true)
-        _, dw, db = ops.dense_backward(delta.unsqueeze(-1), x.unsqueeze(-1), self.w.unsqueeze(-1))
-        if weight_decay:
-            dw = dw + weight_decay * self.w.unsqueeze(-1)
-        ops.sgd_update_([self.w, self.b], [dw.squeeze(-1), db], lr)
+        ops.dense_update_(delta.unsqueeze(-1), x.unsqueeze(-1), self.w.unsqueeze(-1), self.b, lr, weight_decay)
 
     def fit(
         self,

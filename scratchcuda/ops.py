@@ -1,22 +1,32 @@
 """The operations: one table of schemas, and a checked public function for each.
 
-A reader follows one chain: the public function here, its twin in :mod:`scratchcuda.tensor_ops`. Layers call the
-public functions, which check their arguments and call the twin directly, with no dispatcher in between. The same
-twins are registered as ``torch.ops.scratchcuda.*`` from :data:`SCHEMAS`; those raw ops are private, because an op
-without an autograd formula loses gradients silently, while the public functions are differentiable.
+A reader follows one chain: the public function here, then what serves it. That is its twin in
+:mod:`scratchcuda.tensor_ops`, called directly, with no dispatcher in between; or, on the backend "emulator", its kernel
+(:mod:`scratchcuda._emulator`, then ``csrc/kernels``). The twins are also registered as ``torch.ops.scratchcuda.*`` from
+:data:`SCHEMAS`; those raw ops are private, because an op without an autograd formula loses gradients silently, while the
+public functions are differentiable.
 
 All tensors of a call share one floating-point dtype and one device; any strides will do. A wrong dtype raises
 TypeError, everything else that does not fit raises ValueError, before anything is written.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from scratchcuda import _checks, tensor_ops
+from scratchcuda import _backend, _checks, _emulator, tensor_ops
 
 SCHEMAS = {
     "dense": "(Tensor x, Tensor w, Tensor b, str activation) -> Tensor",
-    "dense_backward": "(Tensor delta, Tensor x, Tensor w) -> (Tensor, Tensor, Tensor)",
+    "dense_backward_input": "(Tensor delta, Tensor w) -> Tensor",
+    "dense_backward_weights": "(Tensor delta, Tensor x) -> (Tensor, Tensor)",
+    "dense_update_": "(Tensor delta, Tensor x, Tensor(a!) w, Tensor(b!) b, float lr, float weight_decay) -> ()",
+    "relu": "(Tensor z) -> Tensor",
+    "sigmoid": "(Tensor z) -> Tensor",
+    "tanh": "(Tensor z) -> Tensor",
+    "softmax": "(Tensor z) -> Tensor",
     "relu_backward": "(Tensor delta, Tensor a) -> Tensor",
     "sigmoid_backward": "(Tensor delta, Tensor a) -> Tensor",
     "tanh_backward": "(Tensor delta, Tensor a) -> Tensor",
@@ -56,50 +66,107 @@ def dense(x: Tensor, w: Tensor, b: Tensor, activation: str = "none") -> Tensor:
     _checks.shape("b", b, (w.shape[1],))
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return tensor_ops.dense(x, w, b, activation)
+    return _serving("dense", x, w, b)(x, w, b, activation)
 
 
-def dense_backward(delta: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``z = x w + b``.
+def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
+    """The gradient of ``z = x w + b`` with respect to x, ``delta w^T``.
+
+    Args:
+        delta: gradient with respect to z (..., n_out).
+        w: the weights of the forward (n_in, n_out).
+
+    Returns:
+        (..., n_in).
+    """
+    _checks.floating("delta", delta)
+    _weights("delta", delta, w)
+    _checks.features("delta", delta, w.shape[1])
+    return _serving("dense_backward_input", delta, w)(delta, w)
+
+
+def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of ``z = x w + b`` with respect to w and b.
 
     Args:
         delta: gradient with respect to z (..., n_out).
         x: the input of the forward (..., n_in).
-        w: the weights of the forward (n_in, n_out).
 
     Returns:
-        ``delta w^T`` (..., n_in), ``x^T delta`` (n_in, n_out), and the sum of delta's rows (n_out,).
+        ``x^T delta`` (n_in, n_out), and the sum of delta's rows (n_out,).
     """
-    _checks.floating("delta", delta)
-    _weights("delta", delta, w)
-    _checks.alike("x", x, "delta", delta)
-    _checks.features("x", x, w.shape[0])
-    _checks.shape("delta", delta, (*x.shape[:-1], w.shape[1]))
-    return tensor_ops.dense_backward(delta, x, w)
+    _rows(delta, x)
+    return _serving("dense_backward_weights", delta, x)(delta, x)
+
+
+def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float = 0.0) -> None:
+    """One step of gradient descent on w and b in place, with the gradients of :func:`dense_backward_weights`.
+
+    ``w <- w - lr (x^T delta + weight_decay w)``, and ``b <- b - lr sum(delta)``, which does not decay.
+
+    Args:
+        delta: gradient with respect to ``z = x w + b`` (..., n_out).
+        x: the input of the forward (..., n_in).
+        w: weights (n_in, n_out).
+        b: bias (n_out,).
+        lr: learning rate, finite, at least 0.
+        weight_decay: factor of the L2 penalty on w, finite, at least 0.
+    """
+    _rows(delta, x)
+    _checks.alike("w", w, "delta", delta)
+    _checks.alike("b", b, "delta", delta)
+    _checks.shape("w", w, (x.shape[-1], delta.shape[-1]))
+    _checks.shape("b", b, (delta.shape[-1],))
+    lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
+    _serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
+
+
+def relu(z: Tensor) -> Tensor:
+    """``max(z, 0)``, any shape."""
+    _checks.floating("z", z)
+    return _serving("relu", z)(z)
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    """``1 / (1 + exp(-z))``, any shape."""
+    _checks.floating("z", z)
+    return _serving("sigmoid", z)(z)
+
+
+def tanh(z: Tensor) -> Tensor:
+    """``tanh(z)``, any shape."""
+    _checks.floating("z", z)
+    return _serving("tanh", z)(z)
+
+
+def softmax(z: Tensor) -> Tensor:
+    """``exp(z_i) / sum_j exp(z_j)`` over the last dimension, any shape."""
+    _checks.floating("z", z)
+    return _serving("softmax", z)(z)
 
 
 def relu_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta`` where ``a > 0``, else 0, with ``a = relu(z)``; both of one shape."""
     _outputs(delta, a)
-    return tensor_ops.relu_backward(delta, a)
+    return _serving("relu_backward", delta, a)(delta, a)
 
 
 def sigmoid_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta a (1 - a)``, with ``a = sigmoid(z)``; both of one shape."""
     _outputs(delta, a)
-    return tensor_ops.sigmoid_backward(delta, a)
+    return _serving("sigmoid_backward", delta, a)(delta, a)
 
 
 def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta (1 - a^2)``, with ``a = tanh(z)``; both of one shape."""
     _outputs(delta, a)
-    return tensor_ops.tanh_backward(delta, a)
+    return _serving("tanh_backward", delta, a)(delta, a)
 
 
 def softmax_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``a (delta - sum(delta a))``, sums over the last dimension, with ``a = softmax(z)``; both of one shape."""
     _outputs(delta, a)
-    return tensor_ops.softmax_backward(delta, a)
+    return _serving("softmax_backward", delta, a)(delta, a)
 
 
 def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +182,7 @@ def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     _checks.floating("y_pred", y_pred)
     _checks.alike("y_true", y_true, "y_pred", y_pred)
     _checks.shape("y_true", y_true, tuple(y_pred.shape))
-    return tensor_ops.mse(y_pred, y_true)
+    return _serving("mse", y_pred, y_true)(y_pred, y_true)
 
 
 def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,10 +203,10 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         _checks.on_device("y_true", y_true, "scores", scores.device)
         _checks.same_length("y_true", y_true, "scores", scores)
         _checks.class_indices("y_true", y_true, scores.shape[1])
-        return tensor_ops.cross_entropy(scores, y_true.long())
+        return _serving("cross_entropy", scores)(scores, y_true.long())
     _checks.alike("y_true", y_true, "scores", scores)
     _checks.shape("y_true", y_true, tuple(scores.shape))
-    return tensor_ops.cross_entropy(scores, y_true)
+    return _serving("cross_entropy", scores, y_true)(scores, y_true)
 
 
 def sgd_update_(params: list[Tensor], grads: list[Tensor], lr: float, weight_decay: float = 0.0) -> None:
@@ -158,7 +225,21 @@ def sgd_update_(params: list[Tensor], grads: list[Tensor], lr: float, weight_dec
         _checks.alike(f"grads[{i}]", g, f"params[{i}]", p)
         _checks.shape(f"grads[{i}]", g, tuple(p.shape))
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
-    tensor_ops.sgd_update_(params, grads, lr, weight_decay)
+    _serving("sgd_update_", *params, *grads)(params, grads, lr, weight_decay)
+
+
+def _serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
+    """What computes the op on the backend in use."""
+    if _backend.current == "emulator":
+        return _emulator.serving(name, *tensors)
+    return getattr(tensor_ops, name)
+
+
+def _rows(delta: Tensor, x: Tensor) -> None:
+    _checks.floating("delta", delta)
+    _checks.alike("x", x, "delta", delta)
+    if x.dim() == 0 or delta.shape[:-1] != x.shape[:-1] or delta.dim() != x.dim():
+        raise ValueError(f"delta has shape {tuple(delta.shape)}, expected {(*x.shape[:-1], 'n_out')} as x {tuple(x.shape)}")
 
 
 def _weights(name: str, other: Tensor, w: Tensor) -> None:

@@ -24,6 +24,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from scratchcuda import _backend
 from scratchcuda._patching import original
 from scratchcuda.activations import Activation, Layer
 from scratchcuda.layers import Dense
@@ -98,6 +99,8 @@ def network_of(layers: list[Layer], loss_f: Losses, n_in: int, n_out: int) -> Ne
 
 def unfit(stages: list[Stage], n_in: int, n_out: int) -> str:
     """The reason why no plan can train these stages; empty if one can."""
+    if _backend.current == "emulator":
+        return "the emulator trains layer by layer"
     products = [stage for stage in stages if isinstance(stage, Product)]
     tensors = [t for product in products for t in (product.w, product.b)]
     if not tensors:

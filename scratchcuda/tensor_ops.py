@@ -23,10 +23,39 @@ def dense(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
     return torch.softmax(z, -1) if activation == "softmax" else _ACTIVATE[activation](z)
 
 
-def dense_backward(delta: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # delta (..., n_out), x (..., n_in), w (n_in, n_out) -> dx (..., n_in), dw (n_in, n_out), db (n_out,)
-    rows = delta.reshape(-1, w.shape[1])
-    return delta @ w.mT, x.reshape(-1, w.shape[0]).mT @ rows, rows.sum(0)
+def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
+    # delta (..., n_out), w (n_in, n_out) -> dx (..., n_in)
+    return delta @ w.mT
+
+
+def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    # delta (..., n_out), x (..., n_in) -> dw (n_in, n_out), db (n_out,)
+    rows = delta.reshape(-1, delta.shape[-1])
+    return x.reshape(-1, x.shape[-1]).mT @ rows, rows.sum(0)
+
+
+@torch.no_grad()
+def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float) -> None:
+    # delta (..., n_out), x (..., n_in), w (n_in, n_out), b (n_out,)
+    dw, db = dense_backward_weights(delta, x)
+    sgd_update_([w], [dw], lr, weight_decay)
+    sgd_update_([b], [db], lr, 0.0)
+
+
+def relu(z: Tensor) -> Tensor:
+    return torch.relu(z)
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    return torch.sigmoid(z)
+
+
+def tanh(z: Tensor) -> Tensor:
+    return torch.tanh(z)
+
+
+def softmax(z: Tensor) -> Tensor:
+    return torch.softmax(z, -1)
 
 
 def relu_backward(delta: Tensor, a: Tensor) -> Tensor:

@@ -1,0 +1,13 @@
+// The part of CUDA's cooperative groups that synchronises a whole grid.
+#pragma once
+
+#include "cuda_runtime.h"
+
+namespace cooperative_groups {
+
+struct grid_group {
+    void sync(emulator::Where where = EMULATOR_HERE) const { emulator::sync_grid(where); }
+};
+inline grid_group this_grid() { return {}; }
+
+}  // namespace cooperative_groups

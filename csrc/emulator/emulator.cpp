@@ -1,0 +1,565 @@
+// Runs a launch on the CPU: every thread is a fiber, and one of them runs at a time, until it waits or ends. Blocks run
+// one after another, or together if the launch is cooperative. Whatever a GPU would leave undefined is an error here.
+#include <cxxabi.h>
+#include <dlfcn.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fiber.h"
+#include "instructions.h"
+
+#ifdef EMULATOR_ADDRESS
+#include <sanitizer/asan_interface.h>
+#endif
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace emulator {
+
+constexpr unsigned most_threads = 1024;
+constexpr size_t shared_without_asking = 48 * 1024;
+constexpr size_t most_shared = (__CUDA_ARCH__ >= 800 ? 163 : 64) * 1024;
+constexpr size_t red_zone = 64;
+constexpr int most_pieces = 8;                // of shared memory, at a time
+constexpr size_t cooperative_threads = 8192;  // that fit on this device together
+constexpr unsigned char red = 0xfb;
+
+namespace {
+
+enum class State { ready, waits_for_block, waits_for_grid, waits_for_warp, done };
+
+struct Block;
+
+struct Thread {
+    Fiber fiber;
+    Block* block = nullptr;
+    uint3 index{};
+    unsigned number = 0;  // within the block
+    State state = State::ready;
+    Where where{};       // what it waits for
+    uint64_t given = 0;  // at a meeting of a warp
+    int source = 0;
+    std::vector<std::vector<Copy>> copies;  // groups under way, oldest first
+    std::vector<Copy> open_group;
+    size_t landed = 0;  // copies of the oldest group
+};
+
+// Lanes of a warp on their way to the same instruction.
+struct Meeting {
+    unsigned mask, arrived;
+    bool ballot;
+    Where where;
+};
+
+struct Block {
+    uint3 index{};
+    std::unique_ptr<Thread[]> threads;
+    unsigned arrived = 0;  // at the barrier
+    char barrier[2] = {};  // what the sanitizer knows the barrier by, in turns
+    int turn = 0;
+    std::vector<std::vector<Meeting>> warps;
+    std::vector<char> shared;
+    int generation = 0;
+    std::vector<std::pair<size_t, size_t>> pieces;  // offset, bytes
+};
+
+struct Launch {
+    const cudaLaunchConfig_t* config = nullptr;
+    void (*call)(const void*) = nullptr;
+    const void* arguments = nullptr;
+    std::vector<std::unique_ptr<Block>> blocks;  // that are there at the same time
+    unsigned arrived = 0;                        // at the grid's barrier
+    char barrier[2] = {};
+    int turn = 0;
+    cudaError_t error = cudaSuccess;
+};
+
+struct Record {
+    const void* kernel;
+    dim3 grid, block;
+    size_t shared_bytes;
+    int device;
+    cudaStream_t stream;
+};
+
+std::mutex one_launch;
+Launch* launch;
+Thread* running;
+Fiber scheduler;
+std::vector<Stack> stacks;
+std::mt19937_64 random_order(0);
+std::string message;
+cudaError_t last_error = cudaSuccess;
+int current_device = 0;
+std::map<const void*, size_t> asked_shared;
+bool recording = false;
+std::vector<Record> records;
+
+cudaError_t fail(cudaError_t error, const char* format, ...) __attribute__((format(printf, 2, 3)));
+cudaError_t fail(cudaError_t error, const char* format, ...) {
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    message = text;
+    return last_error = error;
+}
+
+// Ends the launch. The fiber that found the fault is never resumed.
+[[noreturn]] void fault(cudaError_t error, const std::string& what) {
+    const uint3 b = running->block->index, t = running->index;
+    launch->error =
+        fail(error, "thread (%u, %u, %u) of block (%u, %u, %u): %s", t.x, t.y, t.z, b.x, b.y, b.z, what.c_str());
+    scheduler.resume(running->fiber);
+    std::abort();
+}
+
+std::string text(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
+
+void wait(State state, Where where) {
+    running->state = state;
+    running->where = where;
+    scheduler.resume(running->fiber);
+}
+
+unsigned count(dim3 size) { return size.x * size.y * size.z; }
+
+void thread_main() {
+    launch->call(launch->arguments);
+    release(launch);
+    running->state = State::done;
+    scheduler.resume(running->fiber);
+}
+
+// Everybody who waits for this goes on; they must have come to it at the same place.
+void open_barrier(Block& block, State state) {
+    for (unsigned t = 0; t < count(blockDim); ++t) {
+        Thread& thread = block.threads[t];
+        if (thread.state != state) continue;
+        if (thread.where.line != running->where.line || thread.where.file != running->where.file) {
+            fault(cudaErrorLaunchFailure, "is at the barrier of " + text(running->where) + " while thread " +
+                                              std::to_string(t) + " is at that of " + text(thread.where));
+        }
+        thread.state = State::ready;
+    }
+}
+
+void lay_out_shared(Block& block) {
+    block.pieces.clear();
+    std::fill(block.shared.begin(), block.shared.end(), char(red));
+#ifdef EMULATOR_ADDRESS
+    __asan_poison_memory_region(block.shared.data(), block.shared.size());
+#endif
+}
+
+// The error is found after the fact, so that no thread is to blame.
+void check_red_zones(const Block& block) {
+#ifndef EMULATOR_ADDRESS  // which sees the access itself
+    size_t from = 0;
+    for (size_t p = 0; p <= block.pieces.size(); ++p) {
+        const size_t to = p < block.pieces.size() ? block.pieces[p].first : block.shared.size();
+        for (size_t at = from; at < to; ++at) {
+            if (static_cast<unsigned char>(block.shared[at]) == red) continue;
+            launch->error = fail(
+                cudaErrorIllegalAddress,
+                "block (%u, %u, %u): wrote outside its shared memory, %zu bytes after the start of piece %zu",
+                block.index.x, block.index.y, block.index.z, p ? at - block.pieces[p - 1].first : 0, p ? p - 1 : 0);
+            return;
+        }
+        if (p < block.pieces.size()) from = block.pieces[p].first + block.pieces[p].second;
+    }
+#endif
+}
+
+std::unique_ptr<Block> make_block(uint64_t number) {
+    auto block = std::make_unique<Block>();
+    const dim3 grid = launch->config->gridDim;
+    block->index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
+    const unsigned threads = count(blockDim);
+    block->threads = std::make_unique<Thread[]>(threads);
+    block->warps.resize((threads + warpSize - 1) / warpSize);
+    block->shared.resize(launch->config->dynamicSmemBytes + red_zone * (most_pieces + 1));
+    lay_out_shared(*block);
+    return block;
+}
+
+void prepare_threads(Block& block, size_t first_stack) {
+    for (unsigned t = 0; t < count(blockDim); ++t) {
+        Thread& thread = block.threads[t];
+        thread.block = &block;
+        thread.number = t;
+        thread.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+        while (stacks.size() <= first_stack + t) stacks.emplace_back();
+        thread.fiber.prepare(stacks[first_stack + t], thread_main);
+    }
+}
+
+// Runs the blocks that are there, the threads in random order, until all are done.
+void run_blocks() {
+    std::vector<Thread*> order;
+    for (auto& block : launch->blocks) {
+        for (unsigned t = 0; t < count(blockDim); ++t) order.push_back(&block->threads[t]);
+    }
+    while (!order.empty()) {
+        for (size_t left = order.size(); left > 1; --left) std::swap(order[left - 1], order[random_order() % left]);
+        bool anybody = false;
+        for (Thread* thread : order) {
+            if (thread->state != State::ready) continue;
+            anybody = true;
+            running = thread;
+            threadIdx = thread->index;
+            blockIdx = thread->block->index;
+            thread->fiber.resume(scheduler);
+            if (launch->error != cudaSuccess) return;
+        }
+        size_t alive = 0;
+        const Thread* done = nullptr;
+        for (Thread* thread : order) {
+            if (thread->state != State::done) {
+                order[alive++] = thread;
+            } else {
+                done = thread;
+            }
+        }
+        order.resize(alive);
+        if (anybody) continue;
+        const Thread& stuck = *order[0];
+        const uint3 b = stuck.block->index, t = stuck.index;
+        launch->error =
+            fail(cudaErrorLaunchFailure,
+                 "thread (%u, %u, %u) of block (%u, %u, %u): waits at %s, which not all threads reach%s", t.x, t.y, t.z,
+                 b.x, b.y, b.z, text(stuck.where).c_str(), done ? "; some have returned" : "");
+        return;
+    }
+}
+
+cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel, bool cooperative) {
+    const dim3 grid = config.gridDim, block = config.blockDim;
+    if (uint64_t(block.x) * block.y * block.z > most_threads || block.z > 64 || block.x * block.y * block.z == 0) {
+        return fail(cudaErrorInvalidConfiguration, "a block of (%u, %u, %u) threads, expected 1 to %u in all", block.x,
+                    block.y, block.z, most_threads);
+    }
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) {
+        return fail(cudaErrorInvalidConfiguration,
+                    "a grid of (%u, %u, %u) blocks, expected 1 to (2147483647, 65535, 65535)", grid.x, grid.y, grid.z);
+    }
+    const auto asked = asked_shared.find(kernel);
+    const size_t allowed = std::max(shared_without_asking, asked == asked_shared.end() ? 0 : asked->second);
+    if (config.dynamicSmemBytes > allowed) {
+        return fail(cudaErrorInvalidValue, "%zu bytes of shared memory, expected at most %zu unless asked for",
+                    config.dynamicSmemBytes, allowed);
+    }
+    const size_t threads = size_t(count(grid)) * count(block);
+    if (cooperative && threads > cooperative_threads) {
+        return fail(cudaErrorCooperativeLaunchTooLarge, "%zu threads, expected at most %zu, which fit together",
+                    threads, cooperative_threads);
+    }
+    return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*call)(const void*),
+                const void* arguments) {
+    const std::lock_guard<std::mutex> lock(one_launch);
+    bool cooperative = false;
+    for (unsigned a = 0; a < config.numAttrs; ++a) {
+        if (config.attrs[a].id == cudaLaunchAttributeCooperative) cooperative = config.attrs[a].val.cooperative;
+    }
+    if (const cudaError_t error = check_launch(config, kernel, cooperative)) return error;
+    if (recording) {
+        records.push_back(
+            {kernel, config.gridDim, config.blockDim, config.dynamicSmemBytes, current_device, config.stream});
+    }
+    Launch here;
+    here.config = &config;
+    here.call = call;
+    here.arguments = arguments;
+    launch = &here;
+    blockDim = config.blockDim;
+    gridDim = config.gridDim;
+    scheduler.adopt_caller();
+    const uint64_t blocks = uint64_t(gridDim.x) * gridDim.y * gridDim.z;
+    std::vector<uint64_t> order(blocks);
+    for (uint64_t b = 0; b < blocks; ++b) order[b] = b;
+    std::shuffle(order.begin(), order.end(), random_order);
+#ifdef EMULATOR_THREAD
+    // Fibers and stacks used again would hide races between blocks from the sanitizer, or invent some.
+    const bool keep = true;
+#else
+    const bool keep = cooperative;
+#endif
+    for (uint64_t b = 0; b < blocks && here.error == cudaSuccess; ++b) {
+        if (!keep) here.blocks.clear();
+        here.blocks.push_back(make_block(order[b]));
+        prepare_threads(*here.blocks.back(), (here.blocks.size() - 1) * count(blockDim));
+        if (!cooperative || b + 1 == blocks) run_blocks();
+    }
+    for (const auto& block : here.blocks) {
+        if (here.error == cudaSuccess) check_red_zones(*block);
+    }
+    acquire(&here);
+    here.blocks.clear();
+#ifdef EMULATOR_THREAD
+    stacks.clear();
+#endif
+    launch = nullptr;
+    return here.error;
+}
+
+void sync_threads(Where where) {
+    Block& block = *running->block;
+    char* barrier = &block.barrier[block.turn];
+    release(barrier);
+    running->where = where;
+    if (++block.arrived == count(blockDim)) {
+        open_barrier(block, State::waits_for_block);
+        block.arrived = 0;
+        block.turn ^= 1;
+    } else {
+        wait(State::waits_for_block, where);
+    }
+    acquire(barrier);
+}
+
+void sync_grid(Where where) {
+    if (launch->blocks.size() < count(gridDim)) {
+        fault(cudaErrorLaunchFailure,
+              "synchronises the grid at " + text(where) + " in a launch that is not cooperative");
+    }
+    char* barrier = &launch->barrier[launch->turn];
+    release(barrier);
+    running->where = where;
+    if (++launch->arrived == count(gridDim) * count(blockDim)) {
+        for (auto& block : launch->blocks) open_barrier(*block, State::waits_for_grid);
+        launch->arrived = 0;
+        launch->turn ^= 1;
+    } else {
+        wait(State::waits_for_grid, where);
+    }
+    acquire(barrier);
+}
+
+uint64_t meet(unsigned mask, uint64_t value, int source, Where where) {
+    Thread& me = *running;
+    const unsigned lane = me.number % warpSize, bit = 1u << lane;
+    Thread* warp = &me.block->threads[me.number - lane];
+    const unsigned lanes = std::min<unsigned>(warpSize, count(blockDim) - (me.number - lane));
+    if (!(mask & bit)) fault(cudaErrorLaunchFailure, "is not in its own mask at " + text(where));
+    if (lanes < 32 && mask >> lanes)
+        fault(cudaErrorLaunchFailure, "names lanes that the block does not have at " + text(where));
+    if (source >= 0 && !(mask >> source & 1)) {
+        fault(cudaErrorLaunchFailure,
+              "reads lane " + std::to_string(source) + ", which is not active, at " + text(where));
+    }
+    auto& meetings = me.block->warps[me.number / warpSize];
+    auto meeting = std::find_if(meetings.begin(), meetings.end(), [=](const Meeting& m) { return m.mask & bit; });
+    if (meeting == meetings.end()) {
+        for (const Meeting& other : meetings) {
+            if (other.mask & mask)
+                fault(cudaErrorLaunchFailure,
+                      "waits at " + text(where) + " for lanes that are at " + text(other.where));
+        }
+        meeting = meetings.insert(meetings.end(), {mask, 0, source == ballot, where});
+    } else if (meeting->mask != mask || meeting->where.line != where.line || meeting->where.file != where.file) {
+        fault(cudaErrorLaunchFailure,
+              "is at " + text(where) + " while lanes of its warp wait for it at " + text(meeting->where));
+    }
+    me.given = value;
+    me.source = source;
+    meeting->arrived |= bit;
+    char* order = reinterpret_cast<char*>(warp);  // __syncwarp orders memory, shuffles do not
+    if (source == nothing) release(order);
+    if (meeting->arrived == mask) {
+        meetings.erase(meeting);
+        uint64_t given[warpSize], votes = 0;
+        for (unsigned l = 0; l < lanes; ++l) {
+            given[l] = warp[l].given;
+            if (mask >> l & 1) votes |= (given[l] & 1) << l;
+        }
+        for (unsigned l = 0; l < lanes; ++l) {
+            if (!(mask >> l & 1)) continue;
+            warp[l].given = warp[l].source == ballot ? votes : warp[l].source >= 0 ? given[warp[l].source] : 0;
+            warp[l].state = State::ready;
+        }
+    } else {
+        wait(State::waits_for_warp, where);
+    }
+    if (source == nothing) acquire(order);
+    return me.given;
+}
+
+void begin_copy(const Copy& copy) {
+    const auto misaligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % copy.bytes != 0; };
+    if (misaligned(copy.shared) || misaligned(copy.global)) {
+        fault(cudaErrorMisalignedAddress,
+              "copies " + std::to_string(copy.bytes) + " bytes that are not aligned to as many");
+    }
+    const auto& shared = running->block->shared;
+    if (copy.shared < shared.data() || copy.shared >= shared.data() + shared.size()) {
+        fault(cudaErrorIllegalAddress, "copies asynchronously to memory that is not shared");
+    }
+    running->open_group.push_back(copy);
+}
+
+void commit_copies() {
+    running->copies.push_back(std::move(running->open_group));
+    running->open_group.clear();
+}
+
+bool next_landing(int newest, Copy& copy) {
+    while (running->copies.size() > size_t(newest)) {
+        auto& group = running->copies.front();
+        if (running->landed < group.size()) {
+            copy = group[running->landed++];
+            return true;
+        }
+        running->copies.erase(running->copies.begin());
+        running->landed = 0;
+    }
+    return false;
+}
+
+void* take_shared(int generation, int piece, size_t bytes) {
+    Block& block = *running->block;
+    if (generation > block.generation) {
+        check_red_zones(block);
+        if (launch->error != cudaSuccess) scheduler.resume(running->fiber);
+        block.generation = generation;
+        lay_out_shared(block);
+    }
+    if (generation < block.generation) {
+        fault(cudaErrorLaunchFailure, "takes shared memory that another thread has released");
+    }
+    if (size_t(piece) < block.pieces.size()) {
+        const auto [offset, had] = block.pieces[piece];
+        if (had != bytes) {
+            fault(cudaErrorLaunchFailure, "takes " + std::to_string(bytes) +
+                                              " bytes of shared memory where another took " + std::to_string(had));
+        }
+        return block.shared.data() + offset;
+    }
+    // CUDA's own layout, so that the launch must have asked for enough, with red zones between the pieces.
+    size_t offset = red_zone, used = 0;
+    for (const auto& [at, size] : block.pieces) {
+        offset = (at + size + red_zone + 15) / 16 * 16;
+        used += (size + 15) / 16 * 16;
+    }
+    if (used + bytes > launch->config->dynamicSmemBytes || block.pieces.size() == most_pieces) {
+        fault(cudaErrorIllegalAddress, "takes " + std::to_string(used + bytes) + " bytes of shared memory in " +
+                                           std::to_string(block.pieces.size() + 1) + " pieces, of " +
+                                           std::to_string(launch->config->dynamicSmemBytes) + " bytes launched");
+    }
+    char* memory = block.shared.data() + offset;
+#ifdef EMULATOR_ADDRESS
+    __asan_unpoison_memory_region(memory, bytes);
+#endif
+    std::memset(memory, 0xff, bytes);
+    block.pieces.emplace_back(offset, bytes);
+    return memory;
+}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+extern "C" {
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+    const std::lock_guard<std::mutex> lock(one_launch);
+    if (value < 0 || size_t(value) > most_shared) {
+        return fail(cudaErrorInvalidValue, "asks for %d bytes of shared memory, expected at most %zu", value,
+                    most_shared);
+    }
+    asked_shared[kernel] = value;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device > 1) return fail(cudaErrorInvalidDevice, "device %d, expected 0 or 1", device);
+    current_device = device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+    *device = current_device;
+    return cudaSuccess;
+}
+
+const char* cudaGetErrorName(cudaError_t error) {
+    switch (error) {
+        case cudaSuccess:
+            return "cudaSuccess";
+        case cudaErrorInvalidValue:
+            return "cudaErrorInvalidValue";
+        case cudaErrorInvalidConfiguration:
+            return "cudaErrorInvalidConfiguration";
+        case cudaErrorInvalidDevice:
+            return "cudaErrorInvalidDevice";
+        case cudaErrorIllegalAddress:
+            return "cudaErrorIllegalAddress";
+        case cudaErrorMisalignedAddress:
+            return "cudaErrorMisalignedAddress";
+        case cudaErrorLaunchFailure:
+            return "cudaErrorLaunchFailure";
+        case cudaErrorCooperativeLaunchTooLarge:
+            return "cudaErrorCooperativeLaunchTooLarge";
+    }
+    return "cudaErrorUnknown";
+}
+
+// Besides CUDA's: what Python asks of the emulator itself.
+
+const char* emulator_message() { return message.c_str(); }
+
+void emulator_seed(uint64_t seed) { random_order.seed(seed); }
+
+void emulator_record(int on) {
+    recording = on;
+    records.clear();
+}
+
+// A line for each launch since emulator_record: device, stream, grid, block, shared bytes, kernel.
+const char* emulator_records() {
+    static std::string lines;
+    lines.clear();
+    for (const Record& r : records) {
+        Dl_info symbol{};
+        dladdr(r.kernel, &symbol);
+        char* name = symbol.dli_sname ? abi::__cxa_demangle(symbol.dli_sname, nullptr, nullptr, nullptr) : nullptr;
+        char numbers[160];
+        std::snprintf(numbers, sizeof numbers, "%d %p %u,%u,%u %u,%u,%u %zu ", r.device, static_cast<void*>(r.stream),
+                      r.grid.x, r.grid.y, r.grid.z, r.block.x, r.block.y, r.block.z, r.shared_bytes);
+        lines += numbers + std::string(name ? name : "?") + "\n";
+        std::free(name);
+    }
+    return lines.c_str();
+}
+
+#ifndef EMULATOR_ADDRESS
+// What the compiler's alignment checks call: the place in the source, and the address.
+[[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const void* data, uintptr_t address) {
+    struct Place {
+        const char* file;
+        uint32_t line, column;
+    };
+    const auto* place = static_cast<const Place*>(data);
+    char where[64];
+    std::snprintf(where, sizeof where, ":%u: misaligned access to %#zx", place->line, size_t(address));
+    emulator::fault(cudaErrorMisalignedAddress, "at " + std::string(place->file) + where);
+}
+#endif
+}

@@ -1,0 +1,171 @@
+// The dense layer: a = f(x w + b), and backward, from delta = dL/d(x w + b): dx = delta w^T, dw = x^T delta, db = the
+// sum of delta's rows, and the update w <- w - lr (dw + decay w), b <- b - lr db, which stores neither dw nor db.
+//
+// Threads: as matmul.cuh says; these are its epilogues. The gradient of the parameters is a product with few outputs
+// and many terms when a batch is large and a layer small: then the rows of the batch are shared out to several blocks,
+// each writes its partial sums, and a second kernel adds these in order, a thread an output. Least work for x (m, i), w
+// (i, o) of s bytes an element: each product takes 2 m i o operations, and moves (m i + i o + m o) s bytes. Bias,
+// activation, column sums and update add no bytes but the bias, and read w once.
+
+#include "activations.cuh"
+#include "matmul.cuh"
+
+namespace scratchcuda {
+
+// Of x w: adds the bias (or none), applies f, stores.
+template <class T>
+struct StoreOutput {
+    static constexpr bool column_sums = false;
+    Matrix<T> out;
+    const T* bias;
+    int64_t bias_stride;
+    Activation f;
+    bool along_rows;
+
+    __device__ void operator()(int64_t i, int64_t j, Accumulator<T> value) const {
+        if (bias) value += widen(bias[j * bias_stride]);
+        out.at(i, j) = narrow<T>(activate(f, value));
+    }
+};
+
+// Of x^T delta, with its column sums: stores the gradients, or updates the parameters by them, or, while the sums are
+// partial, keeps them for add_partials. In the workspace, each split has the (i, o) sums, then the o column sums.
+template <class T>
+struct TakeGradient {
+    static constexpr bool column_sums = true;
+    Matrix<T> w;
+    T* b;
+    int64_t b_stride;
+    bool updates;
+    Accumulator<T> lr, weight_decay;
+    bool along_rows;
+    Accumulator<T>* partials;
+
+    __device__ int64_t outputs() const { return (w.rows.length + 1) * w.columns.length; }
+
+    __device__ void operator()(int64_t i, int64_t j, Accumulator<T> gradient) const {
+        if (partials) {
+            partials[blockIdx.y * outputs() + i * w.columns.length + j] = gradient;
+        } else {
+            take(w.at(i, j), gradient, weight_decay);
+        }
+    }
+
+    __device__ void column_sum(int64_t j, Accumulator<T> gradient) const {
+        if (partials) {
+            partials[blockIdx.y * outputs() + w.rows.length * w.columns.length + j] = gradient;
+        } else {
+            take(b[j * b_stride], gradient, 0);
+        }
+    }
+
+    __device__ void take(T& parameter, Accumulator<T> gradient, Accumulator<T> decay) const {
+        if (updates) {
+            const Accumulator<T> p = widen(parameter);
+            gradient = p - lr * (gradient + decay * p);
+        }
+        parameter = narrow<T>(gradient);
+    }
+};
+
+constexpr int adding_threads = 256;
+
+template <class T>
+__global__ void __launch_bounds__(adding_threads)
+    add_partials(const __grid_constant__ TakeGradient<T> take, const Accumulator<T>* partials, int splits) {
+    const int64_t at = int64_t(blockIdx.x) * adding_threads + threadIdx.x, n = take.w.columns.length;
+    if (at >= take.outputs()) return;
+    Accumulator<T> sum = 0;
+    for (int split = 0; split < splits; ++split) sum += partials[split * take.outputs() + at];
+    const int64_t i = at / n, j = at % n;
+    if (i < take.w.rows.length) {
+        take(i, j, sum);
+    } else {
+        take.column_sum(j, sum);
+    }
+}
+
+// How many blocks share out the rows of the batch, m. By shape alone, so that a shape has the same sums everywhere.
+static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
+    constexpr int64_t least_rows = 512;  // fewer would gain less than the second kernel costs
+    const int64_t room = enough_blocks / std::max<int64_t>(1, tiles(tile, n_in, n_out));
+    return std::max<int64_t>(1, std::min(room, m / least_rows));
+}
+
+// f(x w + b), with a bias of null for none.
+static cudaError_t product(Tensor x, const Tensor& w, const Tensor* b, const Tensor& out, bool w_transposed,
+                           Activation f, Tile tile, cudaStream_t stream) {
+    return dispatch(x.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        Matrix<T> a, factor;
+        StoreOutput<T> store{{}, nullptr, 0, f, false};
+        if (!as_matrix(x, a) || !as_matrix(w, factor) || !as_matrix(out, store.out)) return cudaErrorInvalidValue;
+        if (b) store.bias = static_cast<const T*>(b->data), store.bias_stride = b->stride[0];
+        store.along_rows = store.out.along_rows();
+        if (w_transposed) factor = factor.transposed();
+        const int64_t m = a.rows.length, n = factor.columns.length;
+        if (m == 0 || n == 0) return cudaSuccess;
+        return launch_matmul(choose_tile(tile, m, n), a, factor, 1, store, stream);
+    });
+}
+
+static cudaError_t gradient(const Tensor& delta, const Tensor& x, const Tensor& w, const Tensor& b, bool updates,
+                            double lr, double weight_decay, void* workspace, Tile tile, cudaStream_t stream) {
+    return dispatch(x.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        using A = Accumulator<T>;
+        Matrix<T> left, right, out;
+        if (!as_matrix(x, left) || !as_matrix(delta, right) || !as_matrix(w, out)) return cudaErrorInvalidValue;
+        const int64_t m = left.rows.length, n_in = out.rows.length, n_out = out.columns.length;
+        if (n_out == 0) return cudaSuccess;
+        tile = choose_tile(tile, n_in, n_out);
+        const int64_t parts = splits(m, n_in, n_out, tile);
+        A* partials = static_cast<A*>(workspace);
+        TakeGradient<T> take{out,   static_cast<T*>(b.data), b.stride[0], updates,
+                             A(lr), A(weight_decay),         false,       nullptr};
+        if (parts > 1) {
+            take.partials = partials;
+        } else {
+            take.along_rows = out.along_rows();
+        }
+        cudaError_t error = launch_matmul(tile, left.transposed(), right, parts, take, stream);
+        if (error != cudaSuccess || parts == 1) return error;
+        take.partials = nullptr;
+        const dim3 grid((take.outputs() + adding_threads - 1) / adding_threads);
+        return launch(add_partials<T>, grid, adding_threads, 0, stream, take, partials, static_cast<int>(parts));
+    });
+}
+
+static int64_t rows(const Tensor& tensor) {
+    int64_t count = 1;
+    for (int d = 0; d + 1 < tensor.dims; ++d) count *= tensor.size[d];
+    return count;
+}
+
+cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream) {
+    return product(x, w, &b, a, false, f, tile, stream);
+}
+
+cudaError_t dense_backward_input(Tensor delta, Tensor w, Tensor dx, Tile tile, cudaStream_t stream) {
+    return product(delta, w, nullptr, dx, true, Activation::none, tile, stream);
+}
+
+cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,
+                                   cudaStream_t stream) {
+    return gradient(delta, x, dw, db, false, 0, 0, workspace, tile, stream);
+}
+
+cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, double weight_decay, void* workspace,
+                         Tile tile, cudaStream_t stream) {
+    return gradient(delta, x, w, b, true, lr, weight_decay, workspace, tile, stream);
+}
+
+int64_t dense_workspace_bytes(Tensor delta, Tensor x, Tile tile) {
+    const int64_t n_in = x.size[x.dims - 1], n_out = delta.size[delta.dims - 1];
+    const int64_t parts = splits(rows(x), n_in, n_out, choose_tile(tile, n_in, n_out));
+    return parts > 1 ? parts * (n_in + 1) * n_out * (x.dtype == Dtype::float64 ? 8 : 4) : 0;
+}
+
+Tile matmul_tile(int64_t m, int64_t n) { return choose_tile(Tile::automatic, m, n); }
+
+}  // namespace scratchcuda

@@ -1,0 +1,60 @@
+// What the kernels offer: one launcher for each operation. A launcher takes tensors as memory with sizes and strides,
+// and a stream; it knows nothing of torch, allocates nothing and copies nothing. Its caller has checked the shapes and
+// has made the output. It returns the launch's error, cudaErrorInvalidValue for a tensor of more than 16 dimensions
+// that cannot be merged.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace scratchcuda {
+
+enum class Dtype : int32_t { float64, float32, float16, bfloat16 };
+
+enum class Activation : int32_t { none, relu, sigmoid, tanh };
+
+// Block tiles of the matrix product (matmul.cuh); `automatic` chooses by shape, the others are for tests.
+enum class Tile : int32_t { automatic = -1, small, medium, large, thin };
+
+// Strides count elements, may be 0 or negative, and are the caller's memory, as sizes are.
+struct Tensor {
+    void* data;
+    Dtype dtype;
+    int32_t dims;
+    const int64_t* size;
+    const int64_t* stride;
+};
+
+extern "C" {
+
+// a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,))
+cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
+
+// dx (..., n_in) = delta (..., n_out) w^T
+cudaError_t dense_backward_input(Tensor delta, Tensor w, Tensor dx, Tile tile, cudaStream_t stream);
+
+// dw (n_in, n_out) = x^T delta, db (n_out,) = the sum of delta's rows. `workspace` has the bytes that
+// dense_workspace_bytes tells, aligned to 16; it may be null where they are 0.
+cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,
+                                   cudaStream_t stream);
+
+// w <- w - lr (x^T delta + weight_decay w), b <- b - lr (the sum of delta's rows), with no gradient stored.
+cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, double weight_decay, void* workspace,
+                         Tile tile, cudaStream_t stream);
+
+int64_t dense_workspace_bytes(Tensor delta, Tensor x, Tile tile);
+
+// The tile that `automatic` takes for an (m, n) product.
+Tile matmul_tile(int64_t m, int64_t n);
+
+// Elementwise on tensors of one shape: a = f(z), and dz = delta f'(z), with the derivative in terms of a.
+cudaError_t activation_forward(Tensor z, Tensor a, Activation f, cudaStream_t stream);
+cudaError_t activation_backward(Tensor delta, Tensor a, Tensor dz, Activation f, cudaStream_t stream);
+
+// Over the last dimension. The output may be the input.
+cudaError_t softmax_forward(Tensor z, Tensor a, cudaStream_t stream);
+cudaError_t softmax_backward(Tensor delta, Tensor a, Tensor dz, cudaStream_t stream);
+}
+
+}  // namespace scratchcuda

@@ -1,0 +1,127 @@
+// Tensors of any dimensions and strides as kernels see them: an index of the kernel runs over several dimensions of the
+// tensor, merged into as few as their strides allow. Nearly always that is one, and an offset is one multiplication.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <vector>
+
+#include "launchers.h"
+
+namespace scratchcuda {
+
+constexpr int max_dims = 16;
+
+// One index over merged dimensions, the innermost first.
+struct Axis {
+    int64_t length = 1;
+    int dims = 1;
+    int64_t size[max_dims] = {1};
+    int64_t stride[max_dims] = {0};
+
+    __device__ int64_t offset(int64_t i) const {
+        int64_t sum = 0;
+        for (int d = 0; d + 1 < dims; ++d) {
+            sum += i % size[d] * stride[d];
+            i /= size[d];
+        }
+        return sum + i * stride[dims - 1];
+    }
+
+    // Puts a dimension outside of those that are there; false if there is no room.
+    bool wrap(int64_t dim_size, int64_t dim_stride) {
+        length *= dim_size;
+        if (dim_size == 1) return true;
+        int last = dims - 1;
+        if (size[last] == 1) {
+            size[last] = dim_size, stride[last] = dim_stride;
+        } else if (dim_stride == size[last] * stride[last]) {
+            size[last] *= dim_size;
+        } else {
+            if (dims == max_dims) return false;
+            size[dims] = dim_size, stride[dims] = dim_stride;
+            ++dims;
+        }
+        return true;
+    }
+};
+
+// A tensor as a matrix: the last dimension is the columns, all before it are the rows.
+template <class T>
+struct Matrix {
+    T* data;
+    Axis rows, columns;
+
+    __device__ T& at(int64_t i, int64_t j) const { return data[rows.offset(i) + columns.offset(j)]; }
+
+    // Neighbours in memory are neighbours along the rows' index.
+    bool along_rows() const { return std::abs(rows.stride[0]) < std::abs(columns.stride[0]); }
+
+    Matrix transposed() const { return {data, columns, rows}; }
+};
+
+template <class T>
+bool as_matrix(const Tensor& tensor, Matrix<T>& matrix) {
+    matrix.data = static_cast<T*>(tensor.data);
+    const int last = tensor.dims - 1;
+    if (last >= 0) matrix.columns.wrap(tensor.size[last], tensor.stride[last]);
+    for (int d = last - 1; d >= 0; --d) {
+        if (!matrix.rows.wrap(tensor.size[d], tensor.stride[d])) return false;
+    }
+    return true;
+}
+
+// One index over `count` tensors of one shape, element by element.
+template <int count>
+struct Elements {
+    int64_t length = 1;
+    int dims = 0;
+    int64_t size[max_dims];
+    int64_t stride[count][max_dims];
+
+    __device__ void offsets(int64_t i, int64_t (&sum)[count]) const {
+        for (int t = 0; t < count; ++t) sum[t] = 0;
+        for (int d = 0; d < dims; ++d) {
+            const int64_t at = i % size[d];
+            for (int t = 0; t < count; ++t) sum[t] += at * stride[t][d];
+            i /= size[d];
+        }
+    }
+
+    // Every tensor is one run of memory, in the same order.
+    bool contiguous() const {
+        return dims == 0 || (dims == 1 && std::all_of(stride, stride + count, [](auto& s) { return s[0] == 1; }));
+    }
+};
+
+// The dimensions are taken in the order of the last tensor's strides, so that transposed ones merge too.
+template <int count>
+bool as_elements(const Tensor (&tensors)[count], Elements<count>& elements) {
+    const Tensor& last = tensors[count - 1];
+    std::vector<int> order(last.dims);
+    for (int d = 0; d < last.dims; ++d) {
+        order[d] = last.dims - 1 - d;
+        elements.length *= last.size[d];
+    }
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return last.stride[a] < last.stride[b]; });
+    for (int d : order) {
+        if (last.size[d] == 1) continue;
+        const int top = elements.dims - 1;
+        bool merges = top >= 0;
+        for (int t = 0; merges && t < count; ++t) {
+            merges = tensors[t].stride[d] == elements.size[top] * elements.stride[t][top];
+        }
+        if (merges) {
+            elements.size[top] *= last.size[d];
+            continue;
+        }
+        if (elements.dims == max_dims) return false;
+        elements.size[elements.dims] = last.size[d];
+        for (int t = 0; t < count; ++t) elements.stride[t][elements.dims] = tensors[t].stride[d];
+        ++elements.dims;
+    }
+    return true;
+}
+
+}  // namespace scratchcuda

@@ -1,0 +1,179 @@
+// Softmax over rows: a_j = exp(z_j - m) / sum_k exp(z_k - m) with m = max(z), and backward
+// dz_j = a_j (delta_j - sum_k delta_k a_k).
+//
+// Threads: a team of threads takes a row, the thread of rank r the columns r, r + team, r + 2 team, ... A team is a
+// warp (several share a block) or, for long rows, a block. Each thread keeps its part of the row in registers, so that
+// a row is read once. A row too long for the registers of a block is read twice: once for the maximum and the sum,
+// which is rescaled whenever the maximum grows, and once for the result. Least work for m rows of n elements of s
+// bytes: forward moves 2 m n s bytes and takes m n exponentials, backward moves 3 m n s bytes. The memory is the limit.
+// Sums run in a fixed order, so that the same row gives the same bits.
+
+#include <cmath>
+
+#include "instructions.cuh"
+#include "launch.cuh"
+#include "layout.cuh"
+
+namespace scratchcuda {
+
+constexpr int warp = 32;
+constexpr int block = 512;
+constexpr unsigned all_lanes = 0xffffffff;
+
+struct Add {
+    template <class A>
+    __device__ A operator()(A a, A b) const {
+        return a + b;
+    }
+};
+
+struct Maximum {
+    template <class A>
+    __device__ A operator()(A a, A b) const {
+        return a < b ? b : a;
+    }
+};
+
+// Combines the values of a team's threads, and gives each of them the result.
+template <int team, class A, class F>
+__device__ A reduce(A value, F combine, A* shared) {
+    for (int step = warp / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(all_lanes, value, step));
+    if constexpr (team > warp) {
+        if (threadIdx.x % warp == 0) shared[threadIdx.x / warp] = value;
+        __syncthreads();
+        value = shared[0];
+        for (int w = 1; w < team / warp; ++w) value = combine(value, shared[w]);
+        __syncthreads();  // before the next call writes
+    }
+    return value;
+}
+
+// The part of a row that a thread keeps: `kept` elements, or none if the row is read twice.
+template <class T, int inputs>
+struct Rows {
+    Matrix<T> in[inputs], out;
+};
+
+template <class T, int team, int kept>
+__device__ void forward_row(const Rows<T, 1>& rows, int64_t i, Accumulator<T>* shared) {
+    using A = Accumulator<T>;
+    const int rank = threadIdx.x % team;
+    const int64_t columns = rows.out.columns.length;
+    // Finite, so that a row that begins with -inf does not subtract it from itself.
+    A largest = lowest<A>(), sum = 0;
+    if constexpr (kept > 0) {
+        A part[kept];
+#pragma unroll
+        for (int k = 0; k < kept; ++k) {
+            const int64_t j = rank + int64_t(k) * team;
+            part[k] = j < columns ? widen(rows.in[0].at(i, j)) : -infinity<A>();
+            largest = Maximum{}(largest, part[k]);
+        }
+        largest = reduce<team>(largest, Maximum{}, shared);
+#pragma unroll
+        for (int k = 0; k < kept; ++k) sum += part[k] = std::exp(part[k] - largest);
+        sum = reduce<team>(sum, Add{}, shared);
+#pragma unroll
+        for (int k = 0; k < kept; ++k) {
+            const int64_t j = rank + int64_t(k) * team;
+            if (j < columns) rows.out.at(i, j) = narrow<T>(part[k] / sum);
+        }
+    } else {
+        for (int64_t j = rank; j < columns; j += team) {
+            const A z = widen(rows.in[0].at(i, j));
+            if (z > largest) {
+                sum *= std::exp(largest - z);
+                largest = z;
+            }
+            sum += std::exp(z - largest);
+        }
+        const A row_largest = reduce<team>(largest, Maximum{}, shared);
+        sum = reduce<team>(sum * std::exp(largest - row_largest), Add{}, shared);
+        for (int64_t j = rank; j < columns; j += team) {
+            rows.out.at(i, j) = narrow<T>(std::exp(widen(rows.in[0].at(i, j)) - row_largest) / sum);
+        }
+    }
+}
+
+template <class T, int team, int kept>
+__device__ void backward_row(const Rows<T, 2>& rows, int64_t i, Accumulator<T>* shared) {
+    using A = Accumulator<T>;
+    const int rank = threadIdx.x % team;
+    const int64_t columns = rows.out.columns.length;
+    A dot = 0;
+    if constexpr (kept > 0) {
+        A delta[kept], a[kept];
+#pragma unroll
+        for (int k = 0; k < kept; ++k) {
+            const int64_t j = rank + int64_t(k) * team;
+            const bool inside = j < columns;
+            delta[k] = inside ? widen(rows.in[0].at(i, j)) : A(0);
+            a[k] = inside ? widen(rows.in[1].at(i, j)) : A(0);
+            dot += delta[k] * a[k];
+        }
+        dot = reduce<team>(dot, Add{}, shared);
+#pragma unroll
+        for (int k = 0; k < kept; ++k) {
+            const int64_t j = rank + int64_t(k) * team;
+            if (j < columns) rows.out.at(i, j) = narrow<T>(a[k] * (delta[k] - dot));
+        }
+    } else {
+        for (int64_t j = rank; j < columns; j += team) {
+            dot += widen(rows.in[0].at(i, j)) * widen(rows.in[1].at(i, j));
+        }
+        dot = reduce<team>(dot, Add{}, shared);
+        for (int64_t j = rank; j < columns; j += team) {
+            rows.out.at(i, j) = narrow<T>(widen(rows.in[1].at(i, j)) * (widen(rows.in[0].at(i, j)) - dot));
+        }
+    }
+}
+
+template <int team>
+constexpr int threads = team > warp ? team : 4 * warp;
+
+template <class T, int inputs, int team, int kept>
+__global__ void __launch_bounds__(threads<team>) softmax_rows(const __grid_constant__ Rows<T, inputs> rows) {
+    SharedMemory memory;
+    auto* shared = memory.take<Accumulator<T>>(team / warp);
+    const int64_t i = int64_t(blockIdx.x) * (threads<team> / team) + threadIdx.x / team;
+    if (i >= rows.out.rows.length) return;  // a whole team
+    if constexpr (inputs == 1) {
+        forward_row<T, team, kept>(rows, i, shared);
+    } else {
+        backward_row<T, team, kept>(rows, i, shared);
+    }
+}
+
+template <class T, int inputs, int team, int kept>
+cudaError_t launch_rows(const Rows<T, inputs>& rows, cudaStream_t stream) {
+    const int64_t teams = threads<team> / team;
+    const dim3 grid((rows.out.rows.length + teams - 1) / teams);
+    const size_t shared_bytes = team / warp * sizeof(Accumulator<T>);
+    return launch(softmax_rows<T, inputs, team, kept>, grid, threads<team>, shared_bytes, stream, rows);
+}
+
+// The output is the last of the tensors.
+template <int inputs>
+cudaError_t launch_softmax(const Tensor (&tensors)[inputs + 1], cudaStream_t stream) {
+    return dispatch(tensors[0].dtype, [&](auto zero) {
+        using T = decltype(zero);
+        Rows<T, inputs> rows;
+        bool fits = as_matrix(tensors[inputs], rows.out);
+        for (int t = 0; t < inputs; ++t) fits &= as_matrix(tensors[t], rows.in[t]);
+        if (!fits) return cudaErrorInvalidValue;
+        const int64_t columns = rows.out.columns.length;
+        if (rows.out.rows.length == 0 || columns == 0) return cudaSuccess;
+        if (columns <= 4 * warp) return launch_rows<T, inputs, warp, 4>(rows, stream);
+        if (columns <= 16 * warp) return launch_rows<T, inputs, warp, 16>(rows, stream);
+        if (columns <= 16 * block) return launch_rows<T, inputs, block, 16>(rows, stream);
+        return launch_rows<T, inputs, block, 0>(rows, stream);
+    });
+}
+
+cudaError_t softmax_forward(Tensor z, Tensor a, cudaStream_t stream) { return launch_softmax<1>({z, a}, stream); }
+
+cudaError_t softmax_backward(Tensor delta, Tensor a, Tensor dz, cudaStream_t stream) {
+    return launch_softmax<2>({delta, a, dz}, stream);
+}
+
+}  // namespace scratchcuda

@@ -1,0 +1,98 @@
+"""Builds the emulator: the sources of the CUDA kernels, compiled for the CPU with g++ alone, as one shared library.
+
+It is built on demand, in seconds, and cached by a hash of the sources, the flags and the compiler.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+#: Ways to build it: what each adds to the flags of the kernels, and of the emulator itself, which no sanitizer may see.
+VARIANTS = {
+    "sm_75": (["-D__CUDA_ARCH__=750"], ["-D__CUDA_ARCH__=750"]),
+    # nvcc contracts a * b + c to one instruction that rounds once; g++ does so where it is told to.
+    "fma": (["-ffp-contract=fast", *(["-mfma"] if platform.machine() == "x86_64" else [])], []),
+    "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], ["-DEMULATOR_ADDRESS"]),
+    "thread": (["-fsanitize=thread"], ["-DEMULATOR_THREAD"]),
+}
+_FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-semantic-interposition"]
+_KERNEL_FLAGS = ["-x", "c++", "-ffp-contract=off", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
+
+
+def csrc() -> Path:
+    """The C++ sources: beside the package in a checkout, within it where it is installed."""
+    return next(
+        (path for path in (_PACKAGE.parent / "csrc", _PACKAGE / "csrc") if (path / "kernels").is_dir()),
+        _PACKAGE / "csrc",
+    )
+
+
+def cache() -> Path:
+    """Where built libraries are kept: ``SCRATCHCUDA_CACHE``, or scratchcuda's folder in the user's cache."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SCRATCHCUDA_CACHE") or Path(user, "scratchcuda"))
+
+
+def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
+    """The shared library, built if it is not in the cache.
+
+    Args:
+        variants: of :data:`VARIANTS`.
+        extra: more ``.cu`` files to compile into it.
+
+    Raises RuntimeError if there is no compiler, or it refuses the sources, or the cache cannot be written.
+    """
+    variants = sorted(set(variants))
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown:
+        raise ValueError(f"the emulator's variant is {unknown[0]!r}, expected one of {', '.join(VARIANTS)}")
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        raise RuntimeError(f"the emulator needs the compiler {compiler}: install g++, or name another one in CXX")
+    kernels, own = [*_KERNEL_FLAGS], [*_FLAGS]
+    if "sm_75" not in variants:
+        own.append("-D__CUDA_ARCH__=800")
+    for variant in variants:
+        kernels += VARIANTS[variant][0]
+        own += VARIANTS[variant][1]
+    root = csrc()
+    commands = [[*own, *kernels, str(path)] for path in [*sorted((root / "kernels").glob("*.cu")), *extra]]
+    commands += [[*own, str(path)] for path in sorted((root / "emulator").glob("*.cpp"))]
+    link = [flag for flag in kernels if flag.startswith("-fsanitize=") and flag != "-fsanitize=alignment"]
+
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(repr([version, platform.machine(), commands]).encode())
+    for path in sorted([*root.rglob("*.*"), *extra]):
+        digest.update(path.read_bytes())
+    library = cache() / f"emulator-{digest.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    try:
+        cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache()) as folder:
+            objects = [f"{folder}/{i}.o" for i in range(len(commands))]
+            jobs = [
+                [compiler, *command[:-1], f"-I{root}/emulator", "-c", command[-1], "-o", object_]
+                for command, object_ in zip(commands, objects, strict=True)
+            ]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(_run, jobs))
+            _run([compiler, "-shared", *link, *objects, "-o", f"{folder}/emulator.so", "-Wl,-Bsymbolic", "-ldl"])
+            os.replace(f"{folder}/emulator.so", library)  # whole, or not at all
+    except OSError as error:
+        raise RuntimeError(f"the emulator cannot be built in {cache()} ({error}): set SCRATCHCUDA_CACHE") from None
+    return library
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the emulator does not compile: {' '.join(command)}\n{done.stderr}")
