@@ -105,9 +105,9 @@ def launches() -> list[Launch]:
     found = []
     for line in library().emulator_records().decode().splitlines():
         device, stream, grid, block, shared_bytes, kernel = line.split(" ", 5)
-        sizes = (tuple(int(size) for size in text.split(",")) for text in (grid, block))
+        grid_size, block_size = (tuple(int(size) for size in text.split(",")) for text in (grid, block))
         address = 0 if stream == "(nil)" else int(stream, 16)
-        found.append(Launch(int(device), address, *sizes, int(shared_bytes), kernel))
+        found.append(Launch(int(device), address, grid_size, block_size, int(shared_bytes), kernel))
     return found
 
 
@@ -199,10 +199,14 @@ _said: set[str] = set()
 
 
 def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """What serves an op: its kernel; or its twin where it has none, and says so, or where autograd records."""
+    """What serves an op: its kernel; or its twin, where autograd records, on meta, or where it has none, and says so."""
+    if any(tensor.is_meta for tensor in tensors):
+        return getattr(tensor_ops, name)
     for tensor in tensors:
         if tensor.device.type != "cpu":
-            raise ValueError(f"{name} got a tensor on device {tensor.device}, expected cpu: the emulator runs there alone")
+            raise ValueError(
+                f"{name} got a tensor on device {tensor.device}, expected cpu: the emulator runs there alone"
+            )
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} got dtype {tensor.dtype}, expected float64, float32, float16 or bfloat16")
     if name not in KERNELS:

@@ -2,9 +2,9 @@
 
 A reader follows one chain: the public function here, then what serves it. That is its twin in
 :mod:`scratchcuda.tensor_ops`, called directly, with no dispatcher in between; or, on the backend "emulator", its kernel
-(:mod:`scratchcuda._emulator`, then ``csrc/kernels``). The twins are also registered as ``torch.ops.scratchcuda.*`` from
-:data:`SCHEMAS`; those raw ops are private, because an op without an autograd formula loses gradients silently, while the
-public functions are differentiable.
+(:mod:`scratchcuda._emulator`, then ``csrc/kernels``). The twins are also registered as ``torch.ops.scratchcuda.*``,
+from :data:`SCHEMAS`. Those raw ops are private, because an op without an autograd formula loses gradients silently,
+while the public functions are differentiable.
 
 All tensors of a call share one floating-point dtype and one device; any strides will do. A wrong dtype raises
 TypeError, everything else that does not fit raises ValueError, before anything is written.
@@ -239,7 +239,9 @@ def _rows(delta: Tensor, x: Tensor) -> None:
     _checks.floating("delta", delta)
     _checks.alike("x", x, "delta", delta)
     if x.dim() == 0 or delta.shape[:-1] != x.shape[:-1] or delta.dim() != x.dim():
-        raise ValueError(f"delta has shape {tuple(delta.shape)}, expected {(*x.shape[:-1], 'n_out')} as x {tuple(x.shape)}")
+        raise ValueError(
+            f"delta has shape {tuple(delta.shape)}, expected {(*x.shape[:-1], 'n_out')} as x {tuple(x.shape)}"
+        )
 
 
 def _weights(name: str, other: Tensor, w: Tensor) -> None:

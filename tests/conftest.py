@@ -1,4 +1,4 @@
-"""Dtypes, seeds, and the paths of a fit, for all tests."""
+"""Backends, dtypes, seeds, and the paths of a fit, for all tests."""
 
 import os
 
@@ -6,8 +6,28 @@ import hypothesis
 import pytest
 import torch
 
+import scratchcuda
+
 hypothesis.settings.register_profile("scratchcuda", deadline=None, max_examples=60, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("scratchcuda")
+
+
+@pytest.fixture(autouse=True, params=["tensor", "emulator"])
+def backend(request, monkeypatch):
+    """Every test runs on every backend, in this process and those that it starts, unless its mark names the ones."""
+    monkeypatch.setenv("SCRATCHCUDA_BACKEND", request.param)
+    with scratchcuda.use_backend(request.param):
+        yield request.param
+
+
+def pytest_collection_modifyitems(config, items):
+    def fits(item):
+        params, mark = item.callspec.params, item.get_closest_marker("backends")
+        plan_elsewhere = params.get("path") == "tensor plan" and params["backend"] != "tensor"
+        return not plan_elsewhere and (mark is None or params["backend"] in mark.args)
+
+    config.hook.pytest_deselected(items=[item for item in items if not fits(item)])
+    items[:] = [item for item in items if fits(item)]
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +45,9 @@ def dtype(request):
 @pytest.fixture(params=["tensor plan", "general"])
 def path(request):
     return request.param
+
+
+@pytest.fixture
+def usual_path(backend):
+    """The path of a fit that asks for none."""
+    return "tensor plan" if backend == "tensor" else "general"

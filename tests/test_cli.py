@@ -86,6 +86,7 @@ def test_import_needs_torch_only():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
 
 
+@pytest.mark.backends("tensor")  # its text speaks of the plan
 def test_readme_shows_true_code():
     """Every Python block of the README runs, one after another."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
 
 
+@pytest.mark.backends("tensor")  # their text speaks of the plan
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(notebook):
     NotebookClient(nbformat.read(notebook, as_version=4), timeout=120, kernel_name="python3").execute()

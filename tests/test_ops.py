@@ -22,8 +22,14 @@ def softmax_rows(*shape):
 #: For each op, arguments in float64 from a batch size.
 ARGUMENTS = {
     "dense": lambda m: (rand(m, 5), rand(5, 3), rand(3), "tanh"),
-    "dense_backward": lambda m: (rand(m, 3), rand(m, 5), rand(5, 3)),
-    "relu_backward": lambda m: (rand(m, 4), rand(m, 4)),  # no exact 0, the kink that gradcheck cannot pass
+    "dense_backward_input": lambda m: (rand(m, 3), rand(5, 3)),
+    "dense_backward_weights": lambda m: (rand(m, 3), rand(m, 5)),
+    "dense_update_": lambda m: (rand(m, 3), rand(m, 5), rand(5, 3), rand(3), 0.1, 0.01),
+    "relu": lambda m: (rand(m, 4),),  # no exact 0, the kink that gradcheck cannot pass
+    "sigmoid": lambda m: (rand(m, 4),),
+    "tanh": lambda m: (rand(m, 4),),
+    "softmax": lambda m: (rand(m, 4),),
+    "relu_backward": lambda m: (rand(m, 4), rand(m, 4)),
     "sigmoid_backward": lambda m: (rand(m, 4), rand(m, 4).sigmoid()),
     "tanh_backward": lambda m: (rand(m, 4), rand(m, 4).tanh()),
     "softmax_backward": lambda m: (rand(m, 4), softmax_rows(m, 4)),
@@ -40,11 +46,22 @@ def oracle(name, *args):
         return {"none": lambda z: z, "softmax": lambda z: z.softmax(-1)}.get(
             activation, lambda z: getattr(z, activation)()
         )(x @ w + b)
-    if name == "dense_backward":
-        delta, x, w = args
-        leaves = [t.clone().requires_grad_() for t in (x, w, rand(w.shape[1]))]
-        (leaves[0] @ leaves[1] + leaves[2]).backward(delta)
-        return tuple(leaf.grad for leaf in leaves)
+    if name == "dense_backward_input":
+        delta, w = args
+        return delta @ w.T
+    if name in ("dense_backward_weights", "dense_update_"):
+        delta, x, *rest = args
+        leaves = [torch.zeros(x.shape[1], delta.shape[1]).to(x).requires_grad_(), delta.new_zeros(delta.shape[1])]
+        (x @ leaves[0] + leaves[1].requires_grad_()).backward(delta)
+        dw, db = (leaf.grad for leaf in leaves)
+        if name == "dense_backward_weights":
+            return dw, db
+        w, b, lr, weight_decay = rest
+        return w - lr * (dw + weight_decay * w), b - lr * db
+    if name in ("relu", "sigmoid", "tanh"):
+        return getattr(args[0], name)()
+    if name == "softmax":
+        return args[0].softmax(-1)
     if name in ("mse", "cross_entropy"):
         leaf = args[0].clone().requires_grad_()
         loss = {"mse": functional.mse_loss, "cross_entropy": functional.cross_entropy}[name](leaf, args[1])
@@ -79,7 +96,9 @@ def test_against_oracle(name, m, dtype):
     args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
     expected = as_tuple(oracle(name, *(cast(arg, torch.float64) for arg in args)))
     result = getattr(ops, name)(*args)
-    result = tuple(args[0]) if name == "sgd_update_" else as_tuple(result)
+    result = {"sgd_update_": lambda: tuple(args[0]), "dense_update_": lambda: args[2:4]}.get(
+        name, lambda: as_tuple(result)
+    )()
     for ours, exact in zip(result, expected, strict=True):
         assert ours.dtype == dtype
         # A few roundings on each of at most 33 summed terms of like size.
@@ -92,9 +111,7 @@ def test_dense_activations(activation):
     torch.testing.assert_close(ops.dense(x, w, b, activation), oracle("dense", x, w, b, activation))
 
 
-@pytest.mark.parametrize(
-    "name", ["dense", "dense_backward", "tanh_backward", "softmax_backward", "mse", "cross_entropy"]
-)
+@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if not name.endswith("_")])
 def test_any_strides(name):
     args = ARGUMENTS[name](6)
     strided = [torch.stack([a, a], -1).mT.contiguous().mT[..., 0] if isinstance(a, torch.Tensor) else a for a in args]
@@ -107,12 +124,12 @@ def test_any_strides(name):
 def test_dense_takes_leading_dimensions_and_empty_batches():
     w, b = rand(5, 3), rand(3)
     x = rand(2, 4, 5)
-    dx, dw, db = ops.dense_backward(rand(2, 4, 3), x, w)
+    dx, (dw, db) = ops.dense_backward_input(rand(2, 4, 3), w), ops.dense_backward_weights(rand(2, 4, 3), x)
     assert ops.dense(x, w, b).shape == (2, 4, 3)
     assert (dx.shape, dw.shape, db.shape) == ((2, 4, 5), (5, 3), (3,))
     assert ops.dense(rand(5), w, b).shape == (3,)
-    dx, dw, db = ops.dense_backward(rand(0, 3), rand(0, 5), w)
-    assert dx.shape == (0, 5)
+    assert ops.dense_backward_input(rand(0, 3), w).shape == (0, 5)
+    dw, db = ops.dense_backward_weights(rand(0, 3), rand(0, 5))
     assert not dw.any()
     assert not db.any()
 
@@ -148,7 +165,7 @@ def test_masked_classes_leave_the_loss_finite():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if name != "sgd_update_"])
+@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if not name.endswith("_")])
 def test_public_functions_are_differentiable(name):
     args = ARGUMENTS[name](3)
     options = [a for a in args if not isinstance(a, torch.Tensor)]
@@ -211,8 +228,15 @@ X, W, B, DELTA = rand(4, 5), rand(5, 3), rand(3), rand(4, 3)
         (lambda: ops.dense(X, W[0], B), ValueError, r"w has shape \(3,\), expected \(n_in, n_out\)"),
         (lambda: ops.dense(X, W, B[:2]), ValueError, r"b has shape \(2,\), expected \(3,\)"),
         (lambda: ops.dense(X, W, B, "swish"), ValueError, "activation is 'swish', expected one of none, relu"),
-        (lambda: ops.dense_backward(DELTA[:3], X, W), ValueError, r"delta has shape \(3, 3\), expected \(4, 3\)"),
-        (lambda: ops.dense_backward(DELTA, X[:, :4], W), ValueError, "x has shape .* expected 5 features"),
+        (
+            lambda: ops.dense_backward_input(DELTA[:, :2], W),
+            ValueError,
+            r"delta has shape \(4, 2\), expected 3 features",
+        ),
+        (lambda: ops.dense_backward_weights(DELTA[:3], X), ValueError, r"delta .* \(3, 3\), expected \(4, 'n_out'\)"),
+        (lambda: ops.dense_update_(DELTA, X, W.T, B, 0.1), ValueError, r"w has shape \(3, 5\), expected \(5, 3\)"),
+        (lambda: ops.dense_update_(DELTA, X, W, B, -1), ValueError, "lr is -1.0, expected"),
+        (lambda: ops.tanh(X.long()), TypeError, "z has dtype torch.int64"),
         (lambda: ops.tanh_backward(DELTA, X), ValueError, r"a has shape \(4, 5\), expected \(4, 3\)"),
         (lambda: ops.softmax_backward(DELTA, DELTA.float()), TypeError, "a has dtype torch.float32"),
         (lambda: ops.mse(DELTA, DELTA[:, :1]), ValueError, r"y_true has shape \(4, 1\), expected \(4, 3\)"),

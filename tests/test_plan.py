@@ -51,6 +51,7 @@ PATCHES = [
 ]
 
 
+@pytest.mark.backends("tensor")
 @pytest.mark.parametrize(("cls", "name"), PATCHES, ids=lambda value: getattr(value, "__name__", value))
 def test_patched_methods_take_effect(cls, name, monkeypatch):
     """The documents' way of teaching: a method patched onto our class changes training, on every path."""
@@ -77,6 +78,7 @@ def test_patched_methods_take_effect(cls, name, monkeypatch):
     assert all(torch.equal(p, trained[key]) for key, p in model.state_dict().items())
 
 
+@pytest.mark.backends("tensor")
 def test_patched_regression_and_losses(monkeypatch):
     x, y = torch.randn(20), torch.randn(20)
     regression = SimpleLinearRegression()
@@ -87,6 +89,7 @@ def test_patched_regression_and_losses(monkeypatch):
     assert fit(mlp([5, 3], Tanh), *data()).loss == [8.0] * 3
 
 
+@pytest.mark.backends("tensor")
 def test_a_method_patched_onto_one_object_takes_effect():
     model, x, y = mlp([5, 8, 3], Tanh), *data()
     model.loss_f.loss = lambda y_pred, y_true: 7.0
@@ -98,6 +101,7 @@ def test_a_method_patched_onto_one_object_takes_effect():
     assert fit(model, x, y).path == "general"
 
 
+@pytest.mark.backends("tensor")
 def test_subclasses_that_change_nothing_keep_the_plan():
     class Net(Model):
         def __init__(self):
@@ -160,6 +164,7 @@ def reassign(layer, name, change):
     [torch.clone, lambda p: torch.nn.Parameter(p.clone()), lambda p: torch.stack([p, p], -1)[..., 0]],
     ids=["clone", "Parameter", "strided"],
 )
+@pytest.mark.backends("tensor")
 def test_reassigned_parameters_are_trained(change):
     model, x, y = mlp([5, 8, 3], Tanh), *data()
     fit(model, x, y)
@@ -173,6 +178,7 @@ def test_reassigned_parameters_are_trained(change):
     assert not torch.equal(own, before)
 
 
+@pytest.mark.backends("tensor")
 def test_what_no_plan_can_train_takes_the_general_path():
     x, y = data()
     tied = mlp([5, 5, 5, 3], Tanh)
@@ -221,6 +227,7 @@ def test_a_second_ctrl_c_comes_through_at_once(monkeypatch):
         fit(mlp([5, 8, 3], Tanh), *data())
 
 
+@pytest.mark.backends("tensor")
 @pytest.mark.parametrize("samples", [1, 5, 70, 1000])
 def test_validation_in_chunks(samples, monkeypatch):
     monkeypatch.setattr(plan_module, "CHUNK_BYTES", 4096)  # chunks of 64 samples

@@ -9,7 +9,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,9 +48,9 @@ struct Thread {
     Where where{};       // what it waits for
     uint64_t given = 0;  // at a meeting of a warp
     int source = 0;
-    std::vector<std::vector<Copy>> copies;  // groups under way, oldest first
-    std::vector<Copy> open_group;
-    size_t landed = 0;  // copies of the oldest group
+    std::vector<std::pair<Copy, int>> copies;  // with the number of its group, oldest first
+    size_t landed = 0;
+    int groups = 0;  // committed
 };
 
 // Lanes of a warp on their way to the same instruction.
@@ -97,7 +96,7 @@ Launch* launch;
 Thread* running;
 Fiber scheduler;
 std::vector<Stack> stacks;
-std::mt19937_64 random_order(0);
+uint64_t random_state = 0;
 std::string message;
 cudaError_t last_error = cudaSuccess;
 int current_device = 0;
@@ -127,10 +126,23 @@ cudaError_t fail(cudaError_t error, const char* format, ...) {
 
 std::string text(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
 
+void leave(Fiber& from);
+
 void wait(State state, Where where) {
     running->state = state;
     running->where = where;
-    scheduler.resume(running->fiber);
+    leave(running->fiber);
+}
+
+// Below `limit`, which is below 2^32. Its quality is enough to mix an order; it is drawn for every thread and barrier.
+uint64_t random_below(uint64_t limit) {
+    random_state = random_state * 6364136223846793005 + 1442695040888963407;
+    return (random_state >> 32) * limit >> 32;
+}
+
+template <class Item>
+void shuffle(std::vector<Item>& items) {
+    for (size_t left = items.size(); left > 1; --left) std::swap(items[left - 1], items[random_below(left)]);
 }
 
 unsigned count(dim3 size) { return size.x * size.y * size.z; }
@@ -139,7 +151,7 @@ void thread_main() {
     launch->call(launch->arguments);
     release(launch);
     running->state = State::done;
-    scheduler.resume(running->fiber);
+    leave(running->fiber);
 }
 
 // Everybody who waits for this goes on; they must have come to it at the same place.
@@ -169,79 +181,90 @@ void check_red_zones(const Block& block) {
     size_t from = 0;
     for (size_t p = 0; p <= block.pieces.size(); ++p) {
         const size_t to = p < block.pieces.size() ? block.pieces[p].first : block.shared.size();
-        for (size_t at = from; at < to; ++at) {
-            if (static_cast<unsigned char>(block.shared[at]) == red) continue;
-            launch->error = fail(
-                cudaErrorIllegalAddress,
-                "block (%u, %u, %u): wrote outside its shared memory, %zu bytes after the start of piece %zu",
-                block.index.x, block.index.y, block.index.z, p ? at - block.pieces[p - 1].first : 0, p ? p - 1 : 0);
-            return;
+        const char* zone = block.shared.data() + from;
+        if (zone[0] == char(red) && std::memcmp(zone, zone + 1, to - from - 1) == 0) {  // all bytes alike
+            if (p < block.pieces.size()) from = block.pieces[p].first + block.pieces[p].second;
+            continue;
         }
-        if (p < block.pieces.size()) from = block.pieces[p].first + block.pieces[p].second;
+        const std::string where = p ? "after its piece " + std::to_string(p - 1) : "before its first piece";
+        launch->error = fail(cudaErrorIllegalAddress, "block (%u, %u, %u): wrote outside its shared memory, %s",
+                             block.index.x, block.index.y, block.index.z, where.c_str());
+        return;
     }
 #endif
 }
 
-std::unique_ptr<Block> make_block(uint64_t number) {
-    auto block = std::make_unique<Block>();
+// A block that is new, or that has run before.
+void prepare(Block& block, uint64_t number, size_t first_stack) {
     const dim3 grid = launch->config->gridDim;
-    block->index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
     const unsigned threads = count(blockDim);
-    block->threads = std::make_unique<Thread[]>(threads);
-    block->warps.resize((threads + warpSize - 1) / warpSize);
-    block->shared.resize(launch->config->dynamicSmemBytes + red_zone * (most_pieces + 1));
-    lay_out_shared(*block);
-    return block;
-}
-
-void prepare_threads(Block& block, size_t first_stack) {
-    for (unsigned t = 0; t < count(blockDim); ++t) {
+    block.index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
+    block.generation = 0;
+    block.shared.resize(launch->config->dynamicSmemBytes + red_zone * (most_pieces + 1));
+    lay_out_shared(block);
+    if (!block.threads) {
+        block.threads = std::make_unique<Thread[]>(threads);
+        block.warps.resize((threads + warpSize - 1) / warpSize);
+    }
+    while (stacks.size() < first_stack + threads) stacks.emplace_back();
+    for (unsigned t = 0; t < threads; ++t) {
         Thread& thread = block.threads[t];
         thread.block = &block;
         thread.number = t;
         thread.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
-        while (stacks.size() <= first_stack + t) stacks.emplace_back();
+        thread.state = State::ready;
+        thread.copies.clear();
+        thread.landed = 0;
+        thread.groups = 0;
         thread.fiber.prepare(stacks[first_stack + t], thread_main);
     }
 }
 
-// Runs the blocks that are there, the threads in random order, until all are done.
-void run_blocks() {
-    std::vector<Thread*> order;
-    for (auto& block : launch->blocks) {
-        for (unsigned t = 0; t < count(blockDim); ++t) order.push_back(&block->threads[t]);
-    }
-    while (!order.empty()) {
-        for (size_t left = order.size(); left > 1; --left) std::swap(order[left - 1], order[random_order() % left]);
-        bool anybody = false;
-        for (Thread* thread : order) {
+// The threads that are there and not done, in the order of this pass through them.
+std::vector<Thread*> order;
+size_t next_in_order = 0;
+bool anybody_ran = false;
+
+// Leaves `from` for the next thread that is ready, or, when none is or the launch has failed, for the scheduler.
+void leave(Fiber& from) {
+    while (launch->error == cudaSuccess) {
+        while (next_in_order < order.size()) {
+            Thread* thread = order[next_in_order++];
             if (thread->state != State::ready) continue;
-            anybody = true;
+            anybody_ran = true;
             running = thread;
             threadIdx = thread->index;
             blockIdx = thread->block->index;
-            thread->fiber.resume(scheduler);
-            if (launch->error != cudaSuccess) return;
+            if (&thread->fiber != &from) thread->fiber.resume(from);
+            return;
         }
-        size_t alive = 0;
-        const Thread* done = nullptr;
-        for (Thread* thread : order) {
-            if (thread->state != State::done) {
-                order[alive++] = thread;
-            } else {
-                done = thread;
-            }
-        }
-        order.resize(alive);
-        if (anybody) continue;
-        const Thread& stuck = *order[0];
-        const uint3 b = stuck.block->index, t = stuck.index;
-        launch->error =
-            fail(cudaErrorLaunchFailure,
-                 "thread (%u, %u, %u) of block (%u, %u, %u): waits at %s, which not all threads reach%s", t.x, t.y, t.z,
-                 b.x, b.y, b.z, text(stuck.where).c_str(), done ? "; some have returned" : "");
-        return;
+        if (!anybody_ran) break;
+        order.erase(std::remove_if(order.begin(), order.end(), [](Thread* t) { return t->state == State::done; }),
+                    order.end());
+        shuffle(order);
+        next_in_order = 0;
+        anybody_ran = false;
     }
+    scheduler.resume(from);
+}
+
+// Runs the blocks that are there until all threads are done.
+void run_blocks() {
+    order.clear();
+    for (auto& block : launch->blocks) {
+        for (unsigned t = 0; t < count(blockDim); ++t) {
+            if (block->threads[t].state != State::done) order.push_back(&block->threads[t]);
+        }
+    }
+    shuffle(order);
+    next_in_order = 0;
+    leave(scheduler);
+    if (launch->error != cudaSuccess || order.empty()) return;
+    const Thread& stuck = *order[0];
+    const uint3 b = stuck.block->index, t = stuck.index;
+    launch->error = fail(cudaErrorLaunchFailure,
+                         "thread (%u, %u, %u) of block (%u, %u, %u): waits at %s, which not all threads reach", t.x,
+                         t.y, t.z, b.x, b.y, b.z, text(stuck.where).c_str());
 }
 
 cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel, bool cooperative) {
@@ -293,7 +316,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*cal
     const uint64_t blocks = uint64_t(gridDim.x) * gridDim.y * gridDim.z;
     std::vector<uint64_t> order(blocks);
     for (uint64_t b = 0; b < blocks; ++b) order[b] = b;
-    std::shuffle(order.begin(), order.end(), random_order);
+    shuffle(order);
 #ifdef EMULATOR_THREAD
     // Fibers and stacks used again would hide races between blocks from the sanitizer, or invent some.
     const bool keep = true;
@@ -301,13 +324,13 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*cal
     const bool keep = cooperative;
 #endif
     for (uint64_t b = 0; b < blocks && here.error == cudaSuccess; ++b) {
-        if (!keep) here.blocks.clear();
-        here.blocks.push_back(make_block(order[b]));
-        prepare_threads(*here.blocks.back(), (here.blocks.size() - 1) * count(blockDim));
-        if (!cooperative || b + 1 == blocks) run_blocks();
-    }
-    for (const auto& block : here.blocks) {
-        if (here.error == cudaSuccess) check_red_zones(*block);
+        if (keep || b == 0) here.blocks.push_back(std::make_unique<Block>());
+        prepare(*here.blocks.back(), order[b], (here.blocks.size() - 1) * count(blockDim));
+        if (cooperative && b + 1 < blocks) continue;
+        run_blocks();
+        for (const auto& block : here.blocks) {
+            if (here.error == cudaSuccess) check_red_zones(*block);
+        }
     }
     acquire(&here);
     here.blocks.clear();
@@ -401,7 +424,7 @@ uint64_t meet(unsigned mask, uint64_t value, int source, Where where) {
 }
 
 void begin_copy(const Copy& copy) {
-    const auto misaligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % copy.bytes != 0; };
+    const auto misaligned = [&](const void* p) { return (reinterpret_cast<uintptr_t>(p) & (copy.bytes - 1)) != 0; };
     if (misaligned(copy.shared) || misaligned(copy.global)) {
         fault(cudaErrorMisalignedAddress,
               "copies " + std::to_string(copy.bytes) + " bytes that are not aligned to as many");
@@ -410,25 +433,20 @@ void begin_copy(const Copy& copy) {
     if (copy.shared < shared.data() || copy.shared >= shared.data() + shared.size()) {
         fault(cudaErrorIllegalAddress, "copies asynchronously to memory that is not shared");
     }
-    running->open_group.push_back(copy);
+    running->copies.emplace_back(copy, running->groups);
 }
 
-void commit_copies() {
-    running->copies.push_back(std::move(running->open_group));
-    running->open_group.clear();
-}
+void commit_copies() { ++running->groups; }
 
 bool next_landing(int newest, Copy& copy) {
-    while (running->copies.size() > size_t(newest)) {
-        auto& group = running->copies.front();
-        if (running->landed < group.size()) {
-            copy = group[running->landed++];
-            return true;
-        }
-        running->copies.erase(running->copies.begin());
-        running->landed = 0;
+    Thread& me = *running;
+    if (me.landed == me.copies.size() || me.copies[me.landed].second >= me.groups - newest) return false;
+    copy = me.copies[me.landed++].first;
+    if (me.landed == me.copies.size()) {
+        me.copies.clear();
+        me.landed = 0;
     }
-    return false;
+    return true;
 }
 
 void* take_shared(int generation, int piece, size_t bytes) {
@@ -525,7 +543,7 @@ const char* cudaGetErrorName(cudaError_t error) {
 
 const char* emulator_message() { return message.c_str(); }
 
-void emulator_seed(uint64_t seed) { random_order.seed(seed); }
+void emulator_seed(uint64_t seed) { random_state = seed; }
 
 void emulator_record(int on) {
     recording = on;

@@ -112,7 +112,9 @@ void Fiber::prepare(const Stack& stack, void (*main)()) {
     entry = main;
     bottom = stack.bottom();
     bytes = Stack::bytes;
-    auto** top = reinterpret_cast<void**>(stack.bottom() + Stack::bytes) - saved_words - 2;
+    // Tops at the same place of their pages would compete for the same lines of the cache.
+    const size_t shift = reinterpret_cast<uintptr_t>(bottom) / (Stack::bytes + 4096) % 61 * 64;
+    auto** top = reinterpret_cast<void**>(stack.bottom() + Stack::bytes - shift) - saved_words - 2;
 #ifdef EMULATOR_ADDRESS
     __asan_unpoison_memory_region(bottom, bytes);  // the red zones of an earlier fiber's frames
 #endif

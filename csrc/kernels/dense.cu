@@ -62,7 +62,8 @@ struct TakeGradient {
     __device__ void take(T& parameter, Accumulator<T> gradient, Accumulator<T> decay) const {
         if (updates) {
             const Accumulator<T> p = widen(parameter);
-            gradient = p - lr * (gradient + decay * p);
+            if (decay != 0) gradient += decay * p;  // an infinite parameter does not become NaN for nothing
+            gradient = p - lr * gradient;
         }
         parameter = narrow<T>(gradient);
     }
