@@ -115,8 +115,10 @@ def _launch(name: str, *args: Any) -> None:
     values = [_Tensor.of(arg.resolve_neg()) if isinstance(arg, Tensor) else arg for arg in args]
     error = getattr(library(), name)(*values, None)
     if error:
-        reason = f"{library().cudaGetErrorName(error).decode()}: {library().emulator_message().decode()}"
-        raise RuntimeError(f"{name} failed on the emulator: {reason}")
+        reason = "a tensor has more than 16 dimensions that cannot be merged"  # all that a launcher itself refuses
+        if library().cudaGetLastError():
+            reason = library().emulator_message().decode()
+        raise RuntimeError(f"{name} failed on the emulator, {library().cudaGetErrorName(error).decode()}: {reason}")
 
 
 def dense(x: Tensor, w: Tensor, b: Tensor, activation: str, tile: str = "automatic") -> Tensor:
@@ -199,7 +201,7 @@ _said: set[str] = set()
 
 
 def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """What serves an op: its kernel; or its twin, where autograd records, on meta, or where it has none, and says so."""
+    """What serves an op: its kernel; its twin where autograd records, on meta, or where there is none, said once."""
     if any(tensor.is_meta for tensor in tensors):
         return getattr(tensor_ops, name)
     for tensor in tensors:

@@ -6,6 +6,8 @@ fake tensors go straight through it. A plan (:mod:`scratchcuda.plan`) binds the 
 its own: to see an edit here in training, call ``fit(plan=False)``, or patch a method, which rules the plan out.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -30,8 +32,9 @@ def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
 
 def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     # delta (..., n_out), x (..., n_in) -> dw (n_in, n_out), db (n_out,)
-    rows = delta.reshape(-1, delta.shape[-1])
-    return x.reshape(-1, x.shape[-1]).mT @ rows, rows.sum(0)
+    m = math.prod(delta.shape[:-1])  # -1 would be ambiguous beside 0 features
+    rows = delta.reshape(m, delta.shape[-1])
+    return x.reshape(m, x.shape[-1]).mT @ rows, rows.sum(0)
 
 
 @torch.no_grad()

@@ -7,12 +7,12 @@
 
 namespace scratchcuda {
 
-// NaN stays NaN, which the comparison is written for. tanh is the library's: (e^z - e^-z) / (e^z + e^-z) overflows.
+// relu keeps NaN and -0.0, as torch does. tanh is the library's: (e^z - e^-z) / (e^z + e^-z) overflows.
 template <class A>
 __device__ A activate(Activation f, A z) {
     switch (f) {
         case Activation::relu:
-            return z <= 0 ? A(0) : z;
+            return z < 0 ? A(0) : z;
         case Activation::sigmoid:
             return A(1) / (A(1) + std::exp(-z));
         case Activation::tanh:

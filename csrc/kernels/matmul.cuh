@@ -250,7 +250,8 @@ cudaError_t launch_matmul(Tile tile, const Matrix<T>& a, const Matrix<T>& b, int
     const Product<T> product{Operand<T>(a), Operand<T>(b.transposed()), (a.columns.length + splits - 1) / splits};
     return dispatch(tile, [&](auto shape) {
         using Shape = decltype(shape);
-        const dim3 grid(tiles(tile, a.rows.length, b.columns.length), splits);
+        const int64_t rows = std::max<int64_t>(1, a.rows.length);  // without rows, column sums are still due
+        const dim3 grid(tiles(tile, rows, b.columns.length), splits);
         constexpr int part_rows = Shape::rows / Shape::thread_rows * run<T>;
         const size_t shared_bytes =
             std::max(Shape::stages * Shape::depth * (pitch<T, Shape::rows> + pitch<T, Shape::columns>)*sizeof(T),

@@ -1,0 +1,395 @@
+"""Every kernel, on the emulator, against its formula in float64."""
+
+import math
+import re
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+
+from scratchcuda import _emulator, tensor_ops
+
+pytestmark = pytest.mark.backends("emulator")
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+ELEMENTWISE = ["relu", "sigmoid", "tanh"]
+MATMUL = (Path(__file__).parent.parent / "csrc/kernels/matmul.cuh").read_text()
+#: rows, columns and depth of each tile
+TILES = {
+    name.lower(): tuple(map(int, sizes.split(", ")[:3]))
+    for name, sizes in re.findall(r"using (\w+)Tile = TileShape<(.*?)>", MATMUL)
+}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned():
+    """Memory that torch hands out is full of NaN, so that what a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def rand(*shape, dtype=torch.float64):
+    return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+
+def laid_out(values, layout):
+    """The same values in other memory."""
+    if layout == "columns":
+        return values.mT.contiguous().mT if values.dim() > 1 else values
+    if layout == "strided":
+        return torch.stack([values, values.new_full((), math.nan).expand_as(values)], -1)[..., 0]
+    if layout == "unaligned":
+        return torch.cat([values.new_full((1,), math.nan), values.flatten()])[1:].view(values.shape)
+    if layout == "padded":
+        return torch.cat([values, values.new_full((*values.shape[:-1], 3), math.nan)], -1)[..., : values.shape[-1]]
+    return values
+
+
+LAYOUTS = ["rows", "columns", "strided", "unaligned", "padded"]
+
+
+def as_rows(values):
+    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+
+
+def product(left, right):
+    """left @ right as a plain loop sums it, in the type that the kernels sum in."""
+    wide = torch.float64 if left.dtype == torch.float64 else torch.float32
+    total = torch.zeros(left.shape[0], right.shape[1], dtype=wide)
+    for k in range(left.shape[1]):
+        total += left[:, k, None].to(wide) * right[k].to(wide)
+    return total
+
+
+def plain(name, args):
+    """What a plain loop makes of a dense op, before the result is rounded to its dtype."""
+    rows = [as_rows(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+    if name == "dense":
+        x, w, b, f = rows
+        z = product(x, w) + b
+        return (z if f == "none" else z.softmax(-1) if f == "softmax" else getattr(z, f)(),)
+    if name == "dense_backward_input":
+        return (product(rows[0], rows[1].T),)
+    delta, x, *rest = rows
+    gradients = product(x.T, delta), product(torch.ones_like(delta[:, :1]).T, delta)
+    if name == "dense_backward_weights":
+        return gradients
+    w, b, lr, weight_decay = rest
+    return w - lr * (gradients[0] + weight_decay * w), b - lr * gradients[1]
+
+
+def exact(name, args):
+    """The formula in extended precision, which has 11 bits more than float64."""
+    first, *rest = (wide(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+    if name == "dense":
+        z = first @ rest[0] + rest[1]
+        return (z,) if rest[2] == "none" else exact(rest[2], [z])
+    if name == "dense_backward_input":
+        return (first @ rest[0].T,)
+    if name.startswith("dense"):
+        rows, x = as_rows(first), as_rows(rest[0])
+        dw, db = x.T @ rows, rows.sum(0)
+        if name == "dense_backward_weights":
+            return dw, db
+        w, b, lr, weight_decay = rest[1:]
+        return w - np.longdouble(lr) * (dw + np.longdouble(weight_decay) * w), b - np.longdouble(lr) * db
+    if name == "softmax":
+        powers = np.exp(first - first.max(-1, keepdims=True, initial=-np.inf))
+        return (powers / powers.sum(-1, keepdims=True),)
+    return (
+        {
+            "relu": lambda z: np.where(z < 0, 0, z),
+            "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+            "tanh": np.tanh,
+            "relu_backward": lambda delta, a: np.where(a <= 0, 0, delta),
+            "sigmoid_backward": lambda delta, a: delta * a * (1 - a),
+            "tanh_backward": lambda delta, a: delta * (1 - a * a),
+            "softmax_backward": lambda delta, a: a * (delta - (delta * a).sum(-1, keepdims=True)),
+        }[name](first, *rest),
+    )
+
+
+def wide(values):
+    return values.double().numpy().astype(np.longdouble) if isinstance(values, torch.Tensor) else values
+
+
+def results(function, name, args, **options):
+    """Of an op in place, what became of its arguments."""
+    if not name.endswith("_"):
+        found = function(*args, **options)
+        return found if isinstance(found, tuple) else (found,)
+    w, b = args[2].clone(), args[3].clone()  # strides and all
+    function(*args[:2], w, b, *args[4:], **options)
+    return w, b
+
+
+def check(name, args, **options):
+    """Ours errs by at most twice what torch errs, or a plain loop, and a rounding; NaN and inf are where torch's are.
+
+    Errors are norms of differences from the formula in extended precision.
+    """
+    dtype = args[0].dtype
+    others = [results(getattr(tensor_ops, name), name, args)]
+    if name.startswith("dense"):
+        others.append(plain(name, args))
+    with np.errstate(all="ignore"):
+        truths = exact(name, args)
+    for i, ours in enumerate(results(_emulator.KERNELS[name], name, args, **options)):
+        theirs, truth = others[0][i], truths[i].reshape(ours.shape)
+        assert (ours.dtype, ours.shape) == (dtype, theirs.shape)
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert torch.equal(ours.isinf(), theirs.isinf())
+        finite = theirs.isfinite().numpy() & np.isfinite(truth)
+
+        def error(result, truth=truth, finite=finite):
+            return np.linalg.norm(wide(result.to(dtype).reshape(truth.shape))[finite] - truth[finite])
+
+        limit = 2 * max(error(other[i]) for other in others) + torch.finfo(dtype).eps * np.linalg.norm(truth[finite])
+        assert error(ours) <= limit
+
+
+def dense_args(m, n_in, n_out, dtype, layout="rows", activation="tanh"):
+    """Arguments of the four dense ops, every operand in this layout."""
+
+    def tensor(*shape):
+        return laid_out(rand(*shape, dtype=dtype), layout)
+
+    x, delta, w, b = tensor(m, n_in), tensor(m, n_out), tensor(n_in, n_out), tensor(n_out)
+    return {
+        "dense": (x, w, b, activation),
+        "dense_backward_input": (delta, w),
+        "dense_backward_weights": (delta, x),
+        "dense_update_": (delta, x, w, b, 0.1, 0.01),
+    }
+
+
+def by_dtype(function):
+    return pytest.mark.parametrize("dtype", DTYPES, ids=str)(function)
+
+
+@by_dtype
+@pytest.mark.parametrize("tile", TILES)
+def test_each_tile_at_its_edges(tile, dtype):
+    """In every product, each size is 0, 1, one below, at and above the tile's, and k is more than the stages hold."""
+    rows, columns, depth = TILES[tile]
+    inner = [0, 1, depth - 1, depth, depth + 1, 5 * depth + 3]
+    outer = [
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (rows - 1, columns + 1),
+        (rows, columns),
+        (rows + 1, columns - 1),
+        (3, 2 * columns),
+    ]
+    for i in range(len(inner) * len(outer)):
+        (m, n), k = outer[i % len(outer)], inner[i % len(inner)]  # 6 and 7 have no common factor: every pair
+        args = dense_args(m, k, n, dtype)
+        check("dense", args["dense"], tile=tile)
+        check("dense_backward_input", dense_args(m, n, k, dtype)["dense_backward_input"], tile=tile)
+        for name in ("dense_backward_weights", "dense_update_"):
+            check(name, dense_args(k, m, n, dtype)[name], tile=tile)
+
+
+@by_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tile", TILES)
+def test_each_layout(tile, layout, dtype):
+    for m, n_in, n_out in ((40, 24, 16), (33, 19, 35)):
+        for name, args in dense_args(m, n_in, n_out, dtype, layout).items():
+            check(name, args, tile=tile)
+
+
+@by_dtype
+@pytest.mark.parametrize("activation", ["none", "relu", "sigmoid", "tanh", "softmax"])
+def test_dense_activations(activation, dtype):
+    check("dense", dense_args(9, 20, 7, dtype, activation=activation)["dense"])
+
+
+@by_dtype
+@hypothesis.given(st.data())
+def test_any_shape_and_strides(dtype, data):
+    """Leading dimensions in any order and number, some expanded, each operand in a layout of its own."""
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 99)))
+    leading = draw(st.lists(st.integers(1, 4), max_size=4))
+    n_in, n_out = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+
+    def tensor(*shape):
+        values = laid_out(rand(*shape, dtype=dtype), draw(st.sampled_from(LAYOUTS)))
+        order = draw(st.permutations(range(len(shape) - 1)))
+        values = values.permute(*order, -1).contiguous().permute(*[order.index(d) for d in range(len(order))], -1)
+        if len(shape) > 1 and draw(st.booleans()):
+            values = values[:1].expand(shape)
+        return values
+
+    x, delta, w, b = tensor(*leading, n_in), tensor(*leading, n_out), rand(n_in, n_out, dtype=dtype), tensor(n_out)
+    w = laid_out(w, draw(st.sampled_from(LAYOUTS)))
+    tile = draw(st.sampled_from(list(_emulator.TILES)))
+    check("dense", (x, w, b, draw(st.sampled_from(["none", "relu", "sigmoid", "tanh", "softmax"]))), tile=tile)
+    check("dense_backward_input", (delta, w), tile=tile)
+    check("dense_backward_weights", (delta, x), tile=tile)
+    check("dense_update_", (delta, x, w, b, 0.1, 0.01), tile=tile)
+    for name in ELEMENTWISE:
+        check(name, (x,))
+        check(f"{name}_backward", (x, tensor(*leading, n_in)))
+    check("softmax", (x,))
+    check("softmax_backward", (delta, tensor(*leading, n_out).softmax(-1)))
+
+
+@by_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 255, 2047, 2048, 2049])
+def test_elementwise(size, layout, dtype):
+    """Sizes around those of an access of 16 bytes and of a block."""
+    for shape in ((size,), (3, size)):
+        z, delta = laid_out(rand(*shape, dtype=dtype), layout), laid_out(rand(*shape, dtype=dtype), layout)
+        for name in ELEMENTWISE:
+            check(name, (z,))
+            check(f"{name}_backward", (delta, tensor_ops.sigmoid(z)))
+
+
+@by_dtype
+@pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
+@pytest.mark.parametrize("columns", [0, 1, 31, 33, 127, 128, 129, 511, 512, 513, 8191, 8192, 8193])
+def test_softmax(columns, layout, dtype):
+    """Around the sizes at which a row takes more registers, a whole block, and two reads."""
+    z = laid_out(4 * rand(3, columns, dtype=dtype), layout)
+    check("softmax", (z,))
+    check("softmax_backward", (laid_out(rand(3, columns, dtype=dtype), layout), z.softmax(-1)))
+
+
+@by_dtype
+def test_scalars(dtype):
+    for name in (*ELEMENTWISE, "softmax"):
+        check(name, (rand(dtype=dtype),))
+        check(f"{name}_backward", (rand(dtype=dtype), rand(dtype=dtype)))
+
+
+SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4, 6e-8, -1e-45, 5e-324, 80.0, -80.0]
+
+
+@by_dtype
+def test_special_values(dtype):
+    """NaN, infinities, signed zeros, subnormals, and what saturates an exponential, as torch."""
+    z = torch.tensor(SPECIAL, dtype=torch.float64).to(dtype)
+    delta = torch.linspace(-2, 2, len(z)).to(dtype)
+    for name in ELEMENTWISE:
+        for ours, theirs in (
+            (_emulator.KERNELS[name](z), getattr(tensor_ops, name)(z)),
+            (_emulator.KERNELS[f"{name}_backward"](delta, z), getattr(tensor_ops, f"{name}_backward")(delta, z)),
+        ):
+            # The exponential of two libraries differs by a rounding.
+            torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
+            known = ~ours.isnan()
+            assert torch.equal(ours[known].signbit(), theirs[known].signbit())
+    for columns in (3, 200, 1000, 9000):  # each way to take a row
+        rows = torch.zeros(len(SPECIAL) + 1, columns, dtype=dtype)
+        rows[:-1, 1] = z
+        rows[-1] = -math.inf
+        rows[0, 2], rows[3, 0], rows[4, :2] = 1, -math.inf, -math.inf
+        check("softmax", (rows,))
+    for value in z:
+        x, w = torch.ones(5, 4, dtype=dtype), torch.ones(4, 3, dtype=dtype)
+        x[1, 2] = w[0, 1] = value
+        for tile in TILES:
+            for activation in ("none", "relu", "sigmoid", "tanh"):
+                check("dense", (x, w, w[0], activation), tile=tile)
+            check("dense_backward_input", (x, w.T.contiguous()), tile=tile)
+            check("dense_backward_weights", (x, x), tile=tile)
+
+
+def test_an_infinite_parameter_decays_by_nothing():
+    w, b = torch.tensor([[math.inf, 1.0]]), torch.tensor([-math.inf, 1.0])
+    _emulator.dense_update_(torch.zeros(3, 2), torch.zeros(3, 1), w, b, 0.1, 0.0)
+    assert (w.tolist(), b.tolist()) == ([[math.inf, 1.0]], [-math.inf, 1.0])
+
+
+def launched(function, *args, **options):
+    _emulator.record(True)
+    function(*args, **options)
+    launches = _emulator.launches()
+    _emulator.record(False)
+    return launches
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "tile"),
+    [
+        (1, 1, "thin"),
+        (100_000, 16, "thin"),
+        (333, 32, "small"),
+        (512, 511, "small"),
+        (1024, 512, "medium"),
+        (2048, 1024, "large"),
+        (4096, 4096, "large"),
+    ],
+)
+def test_tiles_are_chosen_by_shape(m, n, tile):
+    assert _emulator.library().matmul_tile(m, n) == _emulator.TILES[tile]
+    if m <= 512:
+        (launch,) = launched(_emulator.dense, rand(m, 2), rand(2, n), rand(n), "none")
+        rows, columns, _ = TILES[tile]
+        assert f"TileShape<{rows}, {columns}, " in launch.kernel
+        assert launch.grid == (-(-m // rows) * -(-n // columns), 1, 1)
+
+
+@by_dtype
+@pytest.mark.parametrize("m", [1023, 1024, 3001])
+def test_many_rows_are_shared_out(m, dtype):
+    args = dense_args(m, 6, 5, dtype)
+    for name in ("dense_backward_weights", "dense_update_"):
+        check(name, args[name])
+        launches = launched(_emulator.KERNELS[name], *args[name])
+        assert launches[0].grid == (1, max(1, m // 512), 1)
+        assert ["add_partials" in launch.kernel for launch in launches] == ([False, True] if m >= 1024 else [False])
+
+
+def test_nothing_is_launched_for_nothing():
+    assert not launched(_emulator.dense, rand(0, 3), rand(3, 4), rand(4), "softmax")
+    assert not launched(_emulator.softmax_backward, rand(3, 0), rand(3, 0))
+    assert not launched(_emulator.KERNELS["relu"], rand(0))
+
+
+@by_dtype
+def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(dtype):
+    calls = [(name, args) for size in (40, 1100) for name, args in dense_args(size, 35, 33, dtype).items()]
+    calls += [("softmax", (rand(5, columns, dtype=dtype),)) for columns in (100, 1000, 9000)]
+    calls += [("softmax_backward", (rand(5, 9000, dtype=dtype), rand(5, 9000, dtype=dtype)))]
+    for name, args in calls:
+        found = []
+        for seed in range(3):
+            _emulator.seed(seed)
+            found.append(results(_emulator.KERNELS[name], name, args))
+        for other in found[1:]:
+            assert all(map(torch.equal, found[0], other)), name
+
+
+def far(rows, columns):
+    """Elements more than 2^31 apart; only the pages that are touched take memory."""
+    torch.use_deterministic_algorithms(False)
+    stride = 2**31 // (rows - 1) + 1
+    return torch.empty(stride * (rows - 1) + columns, dtype=torch.float16).as_strided((rows, columns), (stride, 1))
+
+
+def test_offsets_beyond_32_bits():
+    x = far(3, 8).copy_(rand(3, 8))
+    assert x.storage_offset() + 2 * x.stride(0) >= 2**31
+    w, b = rand(8, 4, dtype=torch.float16), rand(4, dtype=torch.float16)
+    check("dense", (x, w, b, "none"))
+    check("dense_backward_input", (x[:, :4], w))
+    check("dense_backward_weights", (x, x))
+    check("tanh", (x,))
+    check("tanh_backward", (x, x))
+    check("softmax", (x,))
+    check("softmax_backward", (x, x))
+
+
+def test_more_than_16_dimensions_that_do_not_merge_are_refused():
+    x = torch.zeros([2] * 20).permute(*range(0, 20, 2), *range(1, 20, 2))
+    with pytest.raises(RuntimeError, match="cudaErrorInvalidValue: a tensor has more than 16 dimensions"):
+        _emulator.KERNELS["tanh_backward"](x, x.clone(memory_format=torch.contiguous_format))
+    check("tanh", (x,))  # which merge, because the output's are alike
