@@ -92,6 +92,21 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     return library
 
 
+def sanitizer_environment(variants: Iterable[str]) -> dict[str, str]:
+    """What a process that loads these variants has to be started with: the sanitizer comes first."""
+    names = {"address": "libasan.so", "thread": "libtsan.so"}
+    wanted = [names[variant] for variant in variants if variant in names]
+    if not wanted:
+        return {}
+    find = [os.environ.get("CXX", "g++"), f"-print-file-name={wanted[0]}"]
+    return {
+        "LD_PRELOAD": subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "TSAN_OPTIONS": "halt_on_error=1 report_signal_unsafe=0",
+        "OMP_NUM_THREADS": "1",  # torch's pool synchronises in ways that ThreadSanitizer does not see
+    }
+
+
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

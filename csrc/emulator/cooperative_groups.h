@@ -6,7 +6,7 @@
 namespace cooperative_groups {
 
 struct grid_group {
-    void sync(emulator::Where where = EMULATOR_HERE) const { emulator::sync_grid(where); }
+    void sync(EMULATOR_HERE) const { emulator::sync_grid({file, line}); }
 };
 inline grid_group this_grid() { return {}; }
 

@@ -95,8 +95,8 @@ struct Where {
     const char* file;
     int line;
 };
-#define EMULATOR_HERE \
-    ::emulator::Where { __builtin_FILE(), __builtin_LINE() }
+// As last parameters: the caller's own place.
+#define EMULATOR_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 constexpr size_t most_parameter_bytes = 4096;
 
@@ -137,42 +137,41 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     return emulator::run(*config, reinterpret_cast<const void*>(kernel), invoke, &call);
 }
 
-inline void __syncthreads(emulator::Where where = EMULATOR_HERE) { emulator::sync_threads(where); }
+inline void __syncthreads(EMULATOR_HERE) { emulator::sync_threads({file, line}); }
 
-inline void __syncwarp(unsigned mask = 0xffffffff, emulator::Where where = EMULATOR_HERE) {
-    emulator::meet(mask, 0, emulator::nothing, where);
+inline void __syncwarp(unsigned mask = 0xffffffff, EMULATOR_HERE) {
+    emulator::meet(mask, 0, emulator::nothing, {file, line});
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate, emulator::Where where = EMULATOR_HERE) {
-    return emulator::meet(mask, predicate != 0, emulator::ballot, where);
+inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_HERE) {
+    return emulator::meet(mask, predicate != 0, emulator::ballot, {file, line});
 }
-inline int __any_sync(unsigned mask, int predicate, emulator::Where where = EMULATOR_HERE) {
-    return __ballot_sync(mask, predicate, where) != 0;
+inline int __any_sync(unsigned mask, int predicate, EMULATOR_HERE) {
+    return __ballot_sync(mask, predicate, file, line) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate, emulator::Where where = EMULATOR_HERE) {
-    return __ballot_sync(mask, predicate, where) == mask;
+inline int __all_sync(unsigned mask, int predicate, EMULATOR_HERE) {
+    return __ballot_sync(mask, predicate, file, line) == mask;
 }
 
 // A shuffle of this width reads another lane of its part of the warp, or its own where there is no such lane.
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, emulator::Where where = EMULATOR_HERE) {
-    return emulator::shuffle(mask, value, (emulator::lane() & -width) + (source & (width - 1)), where);
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, EMULATOR_HERE) {
+    return emulator::shuffle(mask, value, (emulator::lane() & -width) + (source & (width - 1)), {file, line});
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, emulator::Where where = EMULATOR_HERE) {
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, EMULATOR_HERE) {
     const int lane = emulator::lane(), inside = lane & (width - 1);
-    return emulator::shuffle(mask, value, unsigned(inside) < delta ? lane : lane - int(delta), where);
+    return emulator::shuffle(mask, value, unsigned(inside) < delta ? lane : lane - int(delta), {file, line});
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
-                   emulator::Where where = EMULATOR_HERE) {
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, EMULATOR_HERE) {
     const int lane = emulator::lane(), inside = lane & (width - 1);
-    return emulator::shuffle(mask, value, inside + delta >= unsigned(width) ? lane : lane + int(delta), where);
+    return emulator::shuffle(mask, value, inside + delta >= unsigned(width) ? lane : lane + int(delta), {file, line});
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize, emulator::Where where = EMULATOR_HERE) {
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize, EMULATOR_HERE) {
     const int lane = emulator::lane(), source = lane ^ bits;
-    return emulator::shuffle(mask, value, source < (lane & -width) + width ? source : lane, where);
+    return emulator::shuffle(mask, value, source < (lane & -width) + width ? source : lane, {file, line});
 }
 
 // Atomics have relaxed order, as on a GPU.

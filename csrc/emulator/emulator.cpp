@@ -32,6 +32,12 @@ constexpr size_t red_zone = 64;
 constexpr int most_pieces = 8;                // of shared memory, at a time
 constexpr size_t cooperative_threads = 8192;  // that fit on this device together
 constexpr unsigned char red = 0xfb;
+#ifdef EMULATOR_THREAD
+constexpr bool watched = true;
+#else
+constexpr bool watched = false;
+#endif
+constexpr size_t watched_threads = 6000;  // at a time: ThreadSanitizer has room for 8,128
 
 namespace {
 
@@ -167,9 +173,18 @@ void open_barrier(Block& block, State state) {
     }
 }
 
+// memset, unseen by ThreadSanitizer, which would take it for the running thread's own.
+void fill(char* to, unsigned char value, size_t bytes) {
+#ifdef EMULATOR_THREAD
+    for (size_t at = 0; at < bytes; ++at) reinterpret_cast<volatile unsigned char*>(to)[at] = value;
+#else
+    std::memset(to, value, bytes);
+#endif
+}
+
 void lay_out_shared(Block& block) {
     block.pieces.clear();
-    std::fill(block.shared.begin(), block.shared.end(), char(red));
+    fill(block.shared.data(), red, block.shared.size());
 #ifdef EMULATOR_ADDRESS
     __asan_poison_memory_region(block.shared.data(), block.shared.size());
 #endif
@@ -205,6 +220,9 @@ void prepare(Block& block, uint64_t number, size_t first_stack) {
     if (!block.threads) {
         block.threads = std::make_unique<Thread[]>(threads);
         block.warps.resize((threads + warpSize - 1) / warpSize);
+        // No fiber may free what another has allocated: a sanitizer would call that a race.
+        for (auto& meetings : block.warps) meetings.reserve(warpSize);
+        block.pieces.reserve(most_pieces);
     }
     while (stacks.size() < first_stack + threads) stacks.emplace_back();
     for (unsigned t = 0; t < threads; ++t) {
@@ -267,6 +285,14 @@ void run_blocks() {
                          t.y, t.z, b.x, b.y, b.z, text(stuck.where).c_str());
 }
 
+// Ends the threads of all blocks so far. ThreadSanitizer would take fibers and stacks that are used again for one
+// thread.
+void forget(Launch& here) {
+    acquire(&here);
+    here.blocks.clear();
+    if (watched) stacks.clear();
+}
+
 cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel, bool cooperative) {
     const dim3 grid = config.gridDim, block = config.blockDim;
     if (uint64_t(block.x) * block.y * block.z > most_threads || block.z > 64 || block.x * block.y * block.z == 0) {
@@ -317,13 +343,9 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*cal
     std::vector<uint64_t> order(blocks);
     for (uint64_t b = 0; b < blocks; ++b) order[b] = b;
     shuffle(order);
-#ifdef EMULATOR_THREAD
-    // Fibers and stacks used again would hide races between blocks from the sanitizer, or invent some.
-    const bool keep = true;
-#else
-    const bool keep = cooperative;
-#endif
+    const bool keep = cooperative || watched;
     for (uint64_t b = 0; b < blocks && here.error == cudaSuccess; ++b) {
+        if (watched && here.blocks.size() * count(blockDim) > watched_threads) forget(here);
         if (keep || b == 0) here.blocks.push_back(std::make_unique<Block>());
         prepare(*here.blocks.back(), order[b], (here.blocks.size() - 1) * count(blockDim));
         if (cooperative && b + 1 < blocks) continue;
@@ -332,11 +354,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*cal
             if (here.error == cudaSuccess) check_red_zones(*block);
         }
     }
-    acquire(&here);
-    here.blocks.clear();
-#ifdef EMULATOR_THREAD
-    stacks.clear();
-#endif
+    forget(here);
     launch = nullptr;
     return here.error;
 }
@@ -483,7 +501,7 @@ void* take_shared(int generation, int piece, size_t bytes) {
 #ifdef EMULATOR_ADDRESS
     __asan_unpoison_memory_region(memory, bytes);
 #endif
-    std::memset(memory, 0xff, bytes);
+    fill(memory, 0xff, bytes);
     block.pieces.emplace_back(offset, bytes);
     return memory;
 }
@@ -561,7 +579,7 @@ const char* emulator_records() {
         char numbers[160];
         std::snprintf(numbers, sizeof numbers, "%d %p %u,%u,%u %u,%u,%u %zu ", r.device, static_cast<void*>(r.stream),
                       r.grid.x, r.grid.y, r.grid.z, r.block.x, r.block.y, r.block.z, r.shared_bytes);
-        lines += numbers + std::string(name ? name : "?") + "\n";
+        lines += numbers + std::string(name ? name : symbol.dli_sname ? symbol.dli_sname : "?") + "\n";
         std::free(name);
     }
     return lines.c_str();

@@ -157,7 +157,7 @@ void Fiber::resume(Fiber& from) {
 
 void Fiber::start() {
 #ifdef EMULATOR_ADDRESS
-    __sanitizer_finish_switch_fiber(nullptr, reinterpret_cast<const void**>(&leaving->bottom), &leaving->bytes);
+    __sanitizer_finish_switch_fiber(nullptr, &leaving->bottom, &leaving->bytes);
 #endif
     arriving->entry();
     std::abort();  // entry never returns

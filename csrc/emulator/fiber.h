@@ -37,13 +37,12 @@ class Fiber {
   private:
     void* stack_pointer = nullptr;
     void (*entry)() = nullptr;
-    const char* bottom = nullptr;
+    const void* bottom = nullptr;
     size_t bytes = 0;
     void* thread = nullptr;  // ThreadSanitizer's
     bool owns_thread = false;
 
     static void start();
-    void arrive();
 };
 
 // Everything before release(a) in one fiber is before everything after acquire(a) in another; known to ThreadSanitizer
