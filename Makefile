@@ -1,6 +1,9 @@
 # make demo    set up everything from nothing, then train beside torch.nn and compare
 # make test    set up, then run the tests
 # make lint    ruff, clang-format, mypy
+# make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
+# make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
+# make mutants    break each kernel line by line, and count the tests that notice, into docs/emulator.md
 # make bench   time fits against torch.nn, torch.compile, JAX and the documents' code, whichever are installed
 
 PYTHON ?= python3
@@ -8,13 +11,30 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test try sanitize mutants lint format bench clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+WORKLOAD ?= mlp
+
+try: $(READY)
+	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected a file of csrc/kernels: make try KERNEL=dense'; exit 2; }
+	$(BIN)/python -m pytest -q tests/test_kernels.py -k $(KERNEL)
+	SCRATCHCUDA_BACKEND=emulator $(BIN)/scratchcuda compare $(WORKLOAD) --epochs 8
+
+# Races are looked for in one dtype of 4 and one of 2 bytes: the others run the same code, and each thread costs 50 us.
+RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations)))) or (float16 and layouts and small)
+
+sanitize: $(READY)
+	env $$($(BIN)/python -W ignore -m scratchcuda._build address) $(BIN)/python -m pytest -s -q tests/test_kernels.py $(ARGS)
+	env $$($(BIN)/python -W ignore -m scratchcuda._build thread) $(BIN)/python -m pytest -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
+
+mutants: $(READY)
+	$(BIN)/python tools/mutants.py --write docs/emulator.md
 
 lint: $(READY)
 	$(BIN)/ruff check

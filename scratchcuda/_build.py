@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -92,17 +93,15 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     return library
 
 
-def sanitizer_environment(variants: Iterable[str]) -> dict[str, str]:
-    """What a process that loads these variants has to be started with: the sanitizer comes first."""
-    names = {"address": "libasan.so", "thread": "libtsan.so"}
-    wanted = [names[variant] for variant in variants if variant in names]
-    if not wanted:
-        return {}
-    find = [os.environ.get("CXX", "g++"), f"-print-file-name={wanted[0]}"]
+def sanitizer_environment(variant: str) -> dict[str, str]:
+    """What a process that loads this variant, "address" or "thread", has to be started with: runtime first."""
+    runtime = {"address": "libasan.so", "thread": "libtsan.so"}[variant]
+    find = [os.environ.get("CXX", "g++"), f"-print-file-name={runtime}"]
     return {
+        "SCRATCHCUDA_EMULATOR": variant,
         "LD_PRELOAD": subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "TSAN_OPTIONS": "halt_on_error=1 report_signal_unsafe=0",
+        "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
         "OMP_NUM_THREADS": "1",  # torch's pool synchronises in ways that ThreadSanitizer does not see
     }
 
@@ -111,3 +110,7 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the emulator does not compile: {' '.join(command)}\n{done.stderr}")
+
+
+if __name__ == "__main__":  # for make sanitize
+    print(*(f"{name}={value}" for name, value in sanitizer_environment(sys.argv[1]).items()))

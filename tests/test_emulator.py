@@ -96,7 +96,7 @@ def test_sanitizers_see_what_the_emulator_cannot(variant, name, report):
     path = _build.emulator([variant], [FAULTS])
     done = subprocess.run(
         [sys.executable, "-c", RUN, path, name],
-        env=os.environ | _build.sanitizer_environment([variant]),
+        env=os.environ | _build.sanitizer_environment(variant),
         capture_output=True,
         text=True,
         check=False,

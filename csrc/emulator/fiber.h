@@ -9,7 +9,11 @@ namespace emulator {
 // A stack, above a page that may not be touched, so that an overflow stops there.
 class Stack {
   public:
+#ifdef EMULATOR_ADDRESS  // which keeps variables apart
     static constexpr size_t bytes = 256 * 1024;
+#else
+    static constexpr size_t bytes = 64 * 1024;
+#endif
 
     Stack();
     ~Stack();

@@ -36,7 +36,7 @@ template <int newest>
 void cp_async_wait_group() {
     emulator::Copy copy;
     while (emulator::next_landing(newest, copy)) {
-        std::memcpy(copy.shared, copy.global, copy.read);
+        if (copy.read) std::memcpy(copy.shared, copy.global, copy.read);
         std::memset(static_cast<char*>(copy.shared) + copy.read, 0, copy.bytes - copy.read);
     }
 }

@@ -1,0 +1,110 @@
+"""Breaks the kernels one line at a time, and asks the kernel tests on the emulator whether they notice.
+
+``python tools/mutants.py`` prints a table, ``--write docs/emulator.md`` puts it between its markers. Exit status 1
+if a mutant survives. A mutant that the ordinary build does not notice is run again under AddressSanitizer, which
+sees what lies outside of a tensor, and ThreadSanitizer, which sees what happens to come in the right order.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from scratchcuda import _build
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
+
+#: file of csrc/kernels, what stands there, what stands there instead
+MUTANTS = [
+    ("matmul.cuh", "k_first + k < k_end ? from", "k_first + k <= k_end ? from"),
+    ("matmul.cuh", "first + o < from.outer.length", "first + o <= from.outer.length"),
+    ("matmul.cuh", "packed &= k.stride[d] % run == 0", "packed &= true"),
+    ("matmul.cuh", "cp_async_wait_group<Shape::stages - 2>()", "cp_async_wait_group<Shape::stages - 1>()"),
+    ("matmul.cuh", "__syncthreads();  // this step's", "// this step's"),
+    ("matmul.cuh", "stage = ahead % Shape::stages", "stage = (ahead + 1) % Shape::stages"),
+    ("matmul.cuh", "sums[r][c] += a[r] * b[c]", "sums[r][c] -= a[r] * b[c]"),
+    ("matmul.cuh", "column_sums[c] += b[c]", "column_sums[c] = b[c]"),
+    ("matmul.cuh", "part * part_rows + r", "r"),
+    ("matmul.cuh", "if (i < m && j < n)", "if (i <= m && j < n)"),
+    ("matmul.cuh", "if (i_first > 0 || row_rank > 0)", "if (row_rank > 0)"),
+    ("matmul.cuh", "std::max<int64_t>(1, a.rows.length)", "a.rows.length"),
+    ("dense.cu", "widen(bias[j * bias_stride])", "widen(bias[j])"),
+    ("dense.cu", "narrow<T>(activate(f, value))", "narrow<T>(value)"),
+    ("dense.cu", "gradient += decay * p", "gradient -= decay * p"),
+    ("dense.cu", "if (decay != 0)", ""),
+    ("dense.cu", "p - lr * gradient", "p + lr * gradient"),
+    ("dense.cu", "split < splits; ++split", "split + 1 < splits; ++split"),
+    ("dense.cu", "partials[blockIdx.y * outputs() + i", "partials[i"),
+    ("dense.cu", "at >= take.outputs()", "at > take.outputs()"),
+    ("activations.cuh", "z < 0 ? A(0)", "z < 1 ? A(0)"),
+    ("activations.cuh", "std::exp(-z)", "std::exp(z)"),
+    ("activations.cuh", "std::tanh(z)", "(std::exp(z) - std::exp(-z)) / (std::exp(z) + std::exp(-z))"),
+    ("activations.cuh", "a <= 0 ? A(0) : delta", "a < 0 ? A(0) : delta"),
+    ("activations.cuh", "delta * (A(1) - a) * a", "delta * (A(1) - a)"),
+    ("activations.cuh", "A(1) - a * a", "A(1) - a"),
+    ("activations.cu", "i < first + count", "i < first + 1"),
+    ("activations.cu", "elements.contiguous(), f", "true, f"),
+    ("activations.cu", "% 16 == 0", "% 1 == 0"),
+    ("softmax.cu", "lowest<A>()", "-infinity<A>()"),
+    ("softmax.cu", "sum *= std::exp(largest - z)", "sum *= 1"),
+    ("softmax.cu", "const bool inside = j < columns", "const bool inside = j <= columns"),
+    ("softmax.cu", "a[k] * (delta[k] - dot)", "a[k] * (delta[k] + dot)"),
+    ("softmax.cu", "int w = 1; w < team / warp", "int w = 2; w < team / warp"),
+    ("softmax.cu", "__syncthreads();  // before", "// before"),
+    ("layout.cuh", "dim_stride == size[last] * stride[last]", "true"),
+    ("layout.cuh", "sum += i % size[d] * stride[d]", "sum += i * stride[d]"),
+    ("layout.cuh", "bool merges = top >= 0", "bool merges = false"),
+    ("instructions.cuh", "if (e < valid)", "if (e <= valid)"),
+    ("launch.cuh", "if (shared_bytes > shared", "if (shared_bytes > 2 * shared"),
+]
+
+
+def noticed(mutant: tuple[str, str, str]) -> str:
+    """Which build's tests fail: "plain", "address", "thread", or "" if none does."""
+    file, before, after = mutant
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("scratchcuda", "csrc", "tests", "pyproject.toml"):
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, f"{folder}/{part}")
+        path = Path(folder, "csrc/kernels", file)
+        source = path.read_text()
+        if before not in source:
+            sys.exit(f"{file} no longer holds {before!r}")
+        path.write_text(source.replace(before, after, 1))
+        environment = os.environ | {"PYTHONPATH": folder, "SCRATCHCUDA_CACHE": f"{folder}/cache"}
+        for build in ("plain", "address", "thread"):
+            special = {} if build == "plain" else _build.sanitizer_environment(build)
+            select = ["-k", "float32 and (layouts or rows)"] if build == "thread" else []
+            tests = [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_kernels.py", *select]
+            done = subprocess.run(tests, cwd=folder, env=environment | special, capture_output=True, check=False)
+            if done.returncode:
+                return build
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="a Markdown file with the markers")
+    arguments = parser.parse_args()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(noticed, MUTANTS))
+    lines = ["| file | instead of | there stands | noticed by |", "|---|---|---|---|"]
+    for (file, before, after), build in zip(MUTANTS, found, strict=True):
+        lines.append(f"| {file} | `{before}` | `{after or ' '}` | {build or '**nobody**'} |".replace("||", "\\|\\|"))
+    table = "\n".join(lines)
+    if arguments.write:
+        text = arguments.write.read_text()
+        new = re.sub(f"{BEGIN}.*{END}", lambda match: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+        arguments.write.write_text(new)
+    print(table)
+    return int("" in found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
