@@ -22,6 +22,7 @@ struct Axis {
 
     __device__ int64_t offset(int64_t i) const {
         int64_t sum = 0;
+#pragma unroll 1  // each turn is a 64-bit division, which nearly nobody takes: one copy of it costs registers enough
         for (int d = 0; d + 1 < dims; ++d) {
             sum += i % size[d] * stride[d];
             i /= size[d];
@@ -53,7 +54,15 @@ struct Matrix {
     T* data;
     Axis rows, columns;
 
-    __device__ T& at(int64_t i, int64_t j) const { return data[rows.offset(i) + columns.offset(j)]; }
+    __device__ T& at(int64_t i, int64_t j) const { return row(i)[j]; }
+
+    // Of a matrix that is not transposed: its columns are one dimension.
+    struct Row {
+        T* data;
+        int64_t stride;
+        __device__ T& operator[](int64_t j) const { return data[j * stride]; }
+    };
+    __device__ Row row(int64_t i) const { return {data + rows.offset(i), columns.stride[0]}; }
 
     // Neighbours in memory are neighbours along the rows' index.
     bool along_rows() const { return std::abs(rows.stride[0]) < std::abs(columns.stride[0]); }
@@ -82,6 +91,7 @@ struct Elements {
 
     __device__ void offsets(int64_t i, int64_t (&sum)[count]) const {
         for (int t = 0; t < count; ++t) sum[t] = 0;
+#pragma unroll 1
         for (int d = 0; d < dims; ++d) {
             const int64_t at = i % size[d];
             for (int t = 0; t < count; ++t) sum[t] += at * stride[t][d];

@@ -166,23 +166,25 @@ __global__ void __launch_bounds__(Shape::threads, 1)
     A sums[Shape::thread_rows][Shape::thread_columns] = {};
     A column_sums[Shape::thread_columns] = {};
 
-    for (int64_t step = 1 - Shape::stages; k_first + step * Shape::depth < k_end; ++step) {
-        if (step >= 0) {
+    int stage = 0, stage_ahead = 0;
+    for (int64_t k_step = k_first - (Shape::stages - 1) * Shape::depth; k_step < k_end; k_step += Shape::depth) {
+        if (k_step >= k_first) {
             cp_async_wait_group<Shape::stages - 2>();
             __syncthreads();  // this step's tiles are there for all, and nobody reads the previous step's any more
         }
-        const int64_t ahead = step + Shape::stages - 1, k_ahead = k_first + ahead * Shape::depth;
+        const int64_t k_ahead = k_step + (Shape::stages - 1) * Shape::depth;
         if (k_ahead < k_end) {
-            const int stage = ahead % Shape::stages;
-            load_tile<Shape::rows, Shape::depth, Shape::threads>(a_tiles + stage * a_tile, product.a, i_first, k_ahead,
-                                                                 k_end);
-            load_tile<Shape::columns, Shape::depth, Shape::threads>(b_tiles + stage * b_tile, product.b, j_first,
+            load_tile<Shape::rows, Shape::depth, Shape::threads>(a_tiles + stage_ahead * a_tile, product.a, i_first,
+                                                                 k_ahead, k_end);
+            load_tile<Shape::columns, Shape::depth, Shape::threads>(b_tiles + stage_ahead * b_tile, product.b, j_first,
                                                                     k_ahead, k_end);
         }
         cp_async_commit_group();  // empty past the end, so that the count of groups goes on
-        if (step < 0) continue;
-        const T* a_rows = a_tiles + step % Shape::stages * a_tile;
-        const T* b_rows = b_tiles + step % Shape::stages * b_tile;
+        stage_ahead = stage_ahead + 1 < Shape::stages ? stage_ahead + 1 : 0;
+        if (k_step < k_first) continue;
+        const T* a_rows = a_tiles + stage * a_tile;
+        const T* b_rows = b_tiles + stage * b_tile;
+        stage = stage + 1 < Shape::stages ? stage + 1 : 0;
 #pragma unroll 4
         for (int k = 0; k < Shape::depth; ++k) {  // wholly unrolled, it takes six times as long to compile
             A a[Shape::thread_rows], b[Shape::thread_columns];

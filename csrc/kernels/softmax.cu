@@ -59,6 +59,7 @@ __device__ void forward_row(const Rows<T, 1>& rows, int64_t i, Accumulator<T>* s
     using A = Accumulator<T>;
     const int rank = threadIdx.x % team;
     const int64_t columns = rows.out.columns.length;
+    const auto z = rows.in[0].row(i), a = rows.out.row(i);
     // Finite, so that a row that begins with -inf does not subtract it from itself.
     A largest = lowest<A>(), sum = 0;
     if constexpr (kept > 0) {
@@ -66,7 +67,7 @@ __device__ void forward_row(const Rows<T, 1>& rows, int64_t i, Accumulator<T>* s
 #pragma unroll
         for (int k = 0; k < kept; ++k) {
             const int64_t j = rank + int64_t(k) * team;
-            part[k] = j < columns ? widen(rows.in[0].at(i, j)) : -infinity<A>();
+            part[k] = j < columns ? widen(z[j]) : -infinity<A>();
             largest = Maximum{}(largest, part[k]);
         }
         largest = reduce<team>(largest, Maximum{}, shared);
@@ -76,21 +77,21 @@ __device__ void forward_row(const Rows<T, 1>& rows, int64_t i, Accumulator<T>* s
 #pragma unroll
         for (int k = 0; k < kept; ++k) {
             const int64_t j = rank + int64_t(k) * team;
-            if (j < columns) rows.out.at(i, j) = narrow<T>(part[k] / sum);
+            if (j < columns) a[j] = narrow<T>(part[k] / sum);
         }
     } else {
         for (int64_t j = rank; j < columns; j += team) {
-            const A z = widen(rows.in[0].at(i, j));
-            if (z > largest) {
-                sum *= std::exp(largest - z);
-                largest = z;
+            const A score = widen(z[j]);
+            if (score > largest) {
+                sum *= std::exp(largest - score);
+                largest = score;
             }
-            sum += std::exp(z - largest);
+            sum += std::exp(score - largest);
         }
         const A row_largest = reduce<team>(largest, Maximum{}, shared);
         sum = reduce<team>(sum * std::exp(largest - row_largest), Add{}, shared);
         for (int64_t j = rank; j < columns; j += team) {
-            rows.out.at(i, j) = narrow<T>(std::exp(widen(rows.in[0].at(i, j)) - row_largest) / sum);
+            a[j] = narrow<T>(std::exp(widen(z[j]) - row_largest) / sum);
         }
     }
 }
@@ -100,30 +101,31 @@ __device__ void backward_row(const Rows<T, 2>& rows, int64_t i, Accumulator<T>* 
     using A = Accumulator<T>;
     const int rank = threadIdx.x % team;
     const int64_t columns = rows.out.columns.length;
+    const auto delta = rows.in[0].row(i), a = rows.in[1].row(i), dz = rows.out.row(i);
     A dot = 0;
     if constexpr (kept > 0) {
-        A delta[kept], a[kept];
+        A delta_part[kept], a_part[kept];
 #pragma unroll
         for (int k = 0; k < kept; ++k) {
             const int64_t j = rank + int64_t(k) * team;
             const bool inside = j < columns;
-            delta[k] = inside ? widen(rows.in[0].at(i, j)) : A(0);
-            a[k] = inside ? widen(rows.in[1].at(i, j)) : A(0);
-            dot += delta[k] * a[k];
+            delta_part[k] = inside ? widen(delta[j]) : A(0);
+            a_part[k] = inside ? widen(a[j]) : A(0);
+            dot += delta_part[k] * a_part[k];
         }
         dot = reduce<team>(dot, Add{}, shared);
 #pragma unroll
         for (int k = 0; k < kept; ++k) {
             const int64_t j = rank + int64_t(k) * team;
-            if (j < columns) rows.out.at(i, j) = narrow<T>(a[k] * (delta[k] - dot));
+            if (j < columns) dz[j] = narrow<T>(a_part[k] * (delta_part[k] - dot));
         }
     } else {
         for (int64_t j = rank; j < columns; j += team) {
-            dot += widen(rows.in[0].at(i, j)) * widen(rows.in[1].at(i, j));
+            dot += widen(delta[j]) * widen(a[j]);
         }
         dot = reduce<team>(dot, Add{}, shared);
         for (int64_t j = rank; j < columns; j += team) {
-            rows.out.at(i, j) = narrow<T>(widen(rows.in[1].at(i, j)) * (widen(rows.in[0].at(i, j)) - dot));
+            dz[j] = narrow<T>(widen(a[j]) * (widen(delta[j]) - dot));
         }
     }
 }
@@ -132,7 +134,7 @@ template <int team>
 constexpr int threads = team > warp ? team : 4 * warp;
 
 template <class T, int inputs, int team, int kept>
-__global__ void __launch_bounds__(threads<team>) softmax_rows(const __grid_constant__ Rows<T, inputs> rows) {
+__global__ void __launch_bounds__(threads<team>, 1) softmax_rows(const __grid_constant__ Rows<T, inputs> rows) {
     SharedMemory memory;
     auto* shared = memory.take<Accumulator<T>>(team / warp);
     const int64_t i = int64_t(blockIdx.x) * (threads<team> / team) + threadIdx.x / team;
