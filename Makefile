@@ -3,6 +3,7 @@
 # make lint    ruff, clang-format, mypy
 # make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
+# make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
 # make mutants    break each kernel line by line, and count the tests that notice, into docs/emulator.md
 # make bench   time fits against torch.nn, torch.compile, JAX and the documents' code, whichever are installed
 
@@ -11,7 +12,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test try sanitize mutants lint format bench clean
+.PHONY: demo test try sanitize mutants kernel-report lint format bench clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -26,7 +27,7 @@ try: $(READY)
 	$(BIN)/python -m pytest -q tests/test_kernels.py -k $(KERNEL)
 	SCRATCHCUDA_BACKEND=emulator $(BIN)/scratchcuda compare $(WORKLOAD) --epochs 8
 
-# Races are looked for in one dtype of 4 and one of 2 bytes: the others run the same code, and each thread costs 50 us.
+# Races are looked for in one dtype of 4 bytes and one of 2: the others run the same code, and watching is slow.
 RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations)))) or (float16 and layouts and small)
 
 sanitize: $(READY)
@@ -36,16 +37,19 @@ sanitize: $(READY)
 mutants: $(READY)
 	$(BIN)/python tools/mutants.py --write docs/emulator.md
 
+kernel-report: $(READY)
+	$(BIN)/python tools/kernel_report.py --write docs/kernels.md
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	git ls-files -z 'csrc/*.c*' 'csrc/*.h' | xargs -0 -r $(BIN)/clang-format --dry-run --Werror
+	git ls-files -z '*.cu' '*.cuh' '*.cpp' '*.h' | xargs -0 -r $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	git ls-files -z 'csrc/*.c*' 'csrc/*.h' | xargs -0 -r $(BIN)/clang-format -i
+	git ls-files -z '*.cu' '*.cuh' '*.cpp' '*.h' | xargs -0 -r $(BIN)/clang-format -i
 
 bench: $(READY)
 	$(BIN)/python benchmarks/fit.py $(ARGS)

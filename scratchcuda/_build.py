@@ -21,6 +21,7 @@ VARIANTS = {
     "sm_75": (["-D__CUDA_ARCH__=750"], ["-D__CUDA_ARCH__=750"]),
     # nvcc contracts a * b + c to one instruction that rounds once; g++ does so where it is told to.
     "fma": (["-ffp-contract=fast", *(["-mfma"] if platform.machine() == "x86_64" else [])], []),
+    "debug": (["-O0"], ["-O0"]),  # every variable and line is there for a debugger
     "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], ["-DEMULATOR_ADDRESS"]),
     "thread": (["-fsanitize=thread"], ["-DEMULATOR_THREAD"]),
 }
@@ -29,11 +30,9 @@ _KERNEL_FLAGS = ["-x", "c++", "-ffp-contract=off", "-fsanitize=alignment", "-fno
 
 
 def csrc() -> Path:
-    """The C++ sources: beside the package in a checkout, within it where it is installed."""
-    return next(
-        (path for path in (_PACKAGE.parent / "csrc", _PACKAGE / "csrc") if (path / "kernels").is_dir()),
-        _PACKAGE / "csrc",
-    )
+    """The C++ sources: within the package where it is installed, beside it in a checkout."""
+    within = _PACKAGE / "csrc"
+    return within if within.is_dir() else _PACKAGE.parent / "csrc"
 
 
 def cache() -> Path:
@@ -69,8 +68,10 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     commands += [[*own, str(path)] for path in sorted((root / "emulator").glob("*.cpp"))]
     link = [flag for flag in kernels if flag.startswith("-fsanitize=") and flag != "-fsanitize=alignment"]
 
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256(repr([version, platform.machine(), commands]).encode())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    if version.returncode:
+        raise RuntimeError(f"the emulator's compiler {compiler} does not run: {version.stderr}")
+    digest = hashlib.sha256(repr([version.stdout, platform.machine(), commands]).encode())
     for path in sorted([*root.rglob("*.*"), *extra]):
         digest.update(path.read_bytes())
     library = cache() / f"emulator-{digest.hexdigest()[:16]}.so"
