@@ -4,7 +4,7 @@
 # make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 # make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
-# make mutants    break each kernel line by line, and count the tests that notice, into docs/emulator.md
+# make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
 # make bench   time fits against torch.nn, torch.compile, JAX and the documents' code, whichever are installed
 
 PYTHON ?= python3
@@ -23,16 +23,18 @@ test: $(READY)
 WORKLOAD ?= mlp
 
 try: $(READY)
-	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected a file of csrc/kernels: make try KERNEL=dense'; exit 2; }
+	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected one of dense, matmul, activations, softmax: make try KERNEL=dense'; exit 2; }
 	$(BIN)/python -m pytest -q tests/test_kernels.py -k $(KERNEL)
 	SCRATCHCUDA_BACKEND=emulator $(BIN)/scratchcuda compare $(WORKLOAD) --epochs 8
 
-# Races are looked for in one dtype of 4 bytes and one of 2: the others run the same code, and watching is slow.
+# Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.
 RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations)))) or (float16 and layouts and small)
 
 sanitize: $(READY)
-	env $$($(BIN)/python -W ignore -m scratchcuda._build address) $(BIN)/python -m pytest -s -q tests/test_kernels.py $(ARGS)
-	env $$($(BIN)/python -W ignore -m scratchcuda._build thread) $(BIN)/python -m pytest -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
+	variables=$$($(BIN)/python -W ignore -m scratchcuda._build address) && env $$variables \
+	  $(BIN)/python -m pytest -s -q tests/test_kernels.py $(ARGS)
+	variables=$$($(BIN)/python -W ignore -m scratchcuda._build thread) && env $$variables \
+	  $(BIN)/python -m pytest -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
 
 mutants: $(READY)
 	$(BIN)/python tools/mutants.py --write docs/emulator.md

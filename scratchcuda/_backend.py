@@ -21,7 +21,7 @@ class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
 
     Args:
         name: "tensor" (torch's tensor operations, on any device) or "emulator" (the CUDA kernels' sources compiled
-            for the CPU; CPU tensors only, much slower, and strict: whatever a GPU would leave undefined raises).
+            for the CPU; CPU tensors only, much slower, and stricter than a GPU).
 
     The environment variable ``SCRATCHCUDA_BACKEND`` names the one to begin with, read once, at import.
     """

@@ -42,6 +42,12 @@ def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected}")
 
 
+def writable(name: str, value: Tensor) -> None:
+    """Every element has memory of its own."""
+    if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):
+        raise ValueError(f"{name} is expanded (strides {value.stride()}), expected memory of its own for each element")
+
+
 def features(name: str, value: Tensor, expected: int) -> None:
     if value.dim() == 0 or value.shape[-1] != expected:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected} features as its last dimension")

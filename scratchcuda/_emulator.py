@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from scratchcuda import _build, tensor_ops
 
@@ -58,8 +59,10 @@ def library() -> ctypes.CDLL:
     with _lock:
         if _loaded is None:
             names = os.environ.get("SCRATCHCUDA_EMULATOR", "")
-            _loaded = load(_build.emulator(name.strip() for name in names.split(",") if name.strip()))
-            _loaded.emulator_seed(int(os.environ.get("SCRATCHCUDA_EMULATOR_SEED", "0")))
+            first_seed = int(os.environ.get("SCRATCHCUDA_EMULATOR_SEED", "0"))
+            loaded = load(_build.emulator(name.strip() for name in names.split(",") if name.strip()))
+            loaded.emulator_seed(first_seed)
+            _loaded = loaded
         return _loaded
 
 
@@ -112,7 +115,7 @@ def launches() -> list[Launch]:
 
 
 def _launch(name: str, *args: Any) -> None:
-    values = [_Tensor.of(arg.resolve_neg()) if isinstance(arg, Tensor) else arg for arg in args]
+    values = [_Tensor.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
     error = getattr(library(), name)(*values, None)
     if error:
         reason = "a tensor has more than 16 dimensions that cannot be merged"  # all that a launcher itself refuses
@@ -201,20 +204,26 @@ _said: set[str] = set()
 
 
 def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """What serves an op: its kernel; its twin where autograd records, on meta, or where there is none, said once."""
-    if any(tensor.is_meta for tensor in tensors):
-        return getattr(tensor_ops, name)
+    """What serves an op: its kernel; or its twin where there is none, which is said once.
+
+    The twin also serves where more is asked than numbers in memory: where autograd records, under the transforms of
+    torch.func, and for tensors of other kinds (meta, fake, with the negative bit).
+    """
+    twin = getattr(tensor_ops, name)
     for tensor in tensors:
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta or tensor.is_neg():
+            return twin
         if tensor.device.type != "cpu":
             raise ValueError(
                 f"{name} got a tensor on device {tensor.device}, expected cpu: the emulator runs there alone"
             )
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} got dtype {tensor.dtype}, expected float64, float32, float16 or bfloat16")
-    if name not in KERNELS:
-        if name not in _said:
-            _said.add(name)
-            warnings.warn(f"{name} has no kernel yet: its tensor twin serves it on the emulator", stacklevel=4)
-        return getattr(tensor_ops, name)
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     records = torch.is_grad_enabled() and not name.endswith("_") and any(tensor.requires_grad for tensor in tensors)
-    return getattr(tensor_ops, name) if records else KERNELS[name]
+    if transformed or records:
+        return twin
+    if name not in KERNELS and name not in _said:
+        _said.add(name)
+        warnings.warn(f"{name} has no kernel yet: its tensor twin serves it on the emulator", stacklevel=4)
+    return KERNELS.get(name, twin)

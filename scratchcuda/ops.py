@@ -117,6 +117,8 @@ def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, wei
     _checks.alike("b", b, "delta", delta)
     _checks.shape("w", w, (x.shape[-1], delta.shape[-1]))
     _checks.shape("b", b, (delta.shape[-1],))
+    _checks.writable("w", w)
+    _checks.writable("b", b)
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     _serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
 

@@ -105,6 +105,8 @@ __global__ void grid_barrier(float* out, int) {
     out[blockIdx.x] = sum;
 }
 
+__global__ void too_many_to_meet(float*, int) { cooperative_groups::this_grid().sync(); }
+
 // ---- warps ----
 
 __global__ void shuffle_from_an_inactive_lane(float* out, int) {
@@ -134,11 +136,20 @@ __global__ void shuffles(float* out, int) {
 }
 
 __global__ void atomics(float* out, int) {
-    atomicAdd(out, 1.f);
-    atomicMax(out + 1, float(threadIdx.x));
-    atomicMin(out + 2, -float(threadIdx.x));
-    atomicCAS(out + 3, 0.f, 7.f);
+    int* integers = reinterpret_cast<int*>(out);
+    atomicAdd(out, 1);
+    atomicMax(integers + 1, int(threadIdx.x));
+    atomicMin(integers + 2, -int(threadIdx.x));
+    atomicCAS(integers + 3, 0, 7);
     atomicExch(out + 4, 9.f);
+}
+
+__global__ void vote_without_all(float* out, int) {
+    if (threadIdx.x != 3) out[threadIdx.x] = float(__ballot_sync(all, 1));
+}
+
+__global__ void vote_meets_shuffle(float* out, int) {
+    out[threadIdx.x] = threadIdx.x % 2 ? float(__ballot_sync(all, 1)) : __shfl_xor_sync(all, 1.f, 1);
 }
 
 // ---- races ----
@@ -169,6 +180,15 @@ __global__ void no_race_after_syncwarp(float* out, int) {
     __syncwarp();
     out[64 + threadIdx.x] = out[threadIdx.x ^ 1];
 }
+
+__global__ void race_between_two_syncwarps(float* out, int) {
+    __syncwarp();
+    out[threadIdx.x] = 1;
+    out[64 + threadIdx.x] = out[threadIdx.x ^ 1];
+    __syncwarp();
+}
+
+__global__ void race_on_one_element(float* out, int) { out[0] = float(threadIdx.x); }
 
 __global__ void race_between_blocks(float* out, int) { out[0] = float(blockIdx.x); }
 
@@ -203,11 +223,16 @@ const Case cases[] = {
     CASE(barrier_after_return, 1),
     CASE(barrier_in_a_branch, 1),
     CASE(grid_barrier, 4),
+    CASE(too_many_to_meet, 300),
     CASE(shuffle_from_an_inactive_lane, 1),
     CASE(shuffle_outside_its_mask, 1),
     CASE(shuffle_without_all, 1),
     CASE(shuffles, 1),
     CASE(atomics, 2),
+    CASE(vote_without_all, 1),
+    CASE(vote_meets_shuffle, 1),
+    CASE(race_between_two_syncwarps, 1),
+    CASE(race_on_one_element, 1),
     CASE(race_within_a_block, 1),
     CASE(no_race_within_a_block, 1),
     CASE(race_through_a_shuffle, 1),
@@ -236,7 +261,19 @@ cudaError_t run_fault(const char* name, float* out, int size, int cooperative) {
 __global__ void nothing(int) {}
 cudaError_t run_shape(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, size_t shared_bytes,
                       cudaStream_t stream) {
-    return launch(nothing, {gx, gy, gz}, {bx, by, bz}, shared_bytes, stream, 0);
+    if (shared_bytes > shared_bytes_without_asking) {
+        const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+        if (const cudaError_t error = cudaFuncSetAttribute((const void*)nothing, attribute, int(shared_bytes)))
+            return error;
+    }
+    const cudaLaunchConfig_t config{{gx, gy, gz}, {bx, by, bz}, shared_bytes, stream, nullptr, 0};
+    return cudaLaunchKernelEx(&config, nothing, 0);
+}
+
+__global__ void another(int) {}
+cudaError_t run_unasked(int shared_bytes) {
+    const cudaLaunchConfig_t config{{1}, {32}, size_t(shared_bytes), nullptr, nullptr, 0};
+    return cudaLaunchKernelEx(&config, another, 0);
 }
 
 // To 16 bits and back, for comparison with torch.

@@ -74,9 +74,13 @@ def as_rows(values):
     return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
 
+def sum_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def product(left, right):
     """left @ right as a plain loop sums it, in the type that the kernels sum in."""
-    wide = torch.float64 if left.dtype == torch.float64 else torch.float32
+    wide = sum_dtype(left.dtype)
     total = torch.zeros(left.shape[0], right.shape[1], dtype=wide)
     for k in range(left.shape[1]):
         total += left[:, k, None].to(wide) * right[k].to(wide)
@@ -140,9 +144,22 @@ def results(function, name, args, **options):
     if not name.endswith("_"):
         found = function(*args, **options)
         return found if isinstance(found, tuple) else (found,)
-    w, b = args[2].clone(), args[3].clone()  # strides and all
+    w, b = map(same_memory, args[2:4])
     function(*args[:2], w, b, *args[4:], **options)
+    for after, before in ((w, same_memory(args[2])), (b, same_memory(args[3]))):
+        before.copy_(after)
+        assert torch.equal(all_bytes(after), all_bytes(before)), "memory between the elements was written"
     return w, b
+
+
+def all_bytes(tensor):
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+
+
+def same_memory(tensor):
+    """A copy of a tensor with all the memory that it lies in, so that its strides and alignment are the same."""
+    storage = tensor.untyped_storage().clone()
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def magnitudes(name, args):
@@ -166,8 +183,8 @@ def magnitudes(name, args):
 def check(name, args, **options):
     """Ours errs by at most twice what torch errs, or a plain loop, and a rounding; NaN and inf are where torch's are.
 
-    Errors are norms of differences from the formula in extended precision. A rounding is that of the result and of
-    the sum that led to it.
+    Errors are norms of differences from the formula in extended precision. A rounding is that of the result in its
+    dtype, and of the sum that led to it in the type of sums.
     """
     dtype = args[0].dtype
     others = [results(getattr(tensor_ops, name), name, args)]
@@ -185,8 +202,10 @@ def check(name, args, **options):
         def error(result, truth=truth, finite=finite):
             return np.linalg.norm(wide(result.to(dtype).reshape(truth.shape))[finite] - truth[finite])
 
-        scale = np.where(np.isfinite(sums[i]), np.abs(sums[i]), 0) + np.abs(truth)
-        limit = 2 * max(error(other[i]) for other in others) + torch.finfo(dtype).eps * np.linalg.norm(scale[finite])
+        summed = np.broadcast_to(np.nan_to_num(np.abs(sums[i]), posinf=0), truth.shape)
+        unit, sum_unit = (torch.finfo(d).eps for d in (dtype, sum_dtype(dtype)))
+        rounding = unit * np.linalg.norm(truth[finite]) + sum_unit * np.linalg.norm(summed[finite])
+        limit = 2 * max(error(other[i]) for other in others) + rounding
         assert error(ours) <= limit
 
 
@@ -211,7 +230,7 @@ def by_dtype(function):
 
 @by_dtype
 @pytest.mark.parametrize("tile", TILES)
-def test_dense_at_the_edges_of_each_tile(tile, dtype):
+def test_dense_matmul_at_the_edges_of_each_tile(tile, dtype):
     """In every product, each size is 0, 1, one below, at and above the tile's, and k is more than the stages hold."""
     rows, columns, depth = TILES[tile]
     inner = [0, 1, depth - 1, depth, depth + 1, 5 * depth + 3]
@@ -236,7 +255,7 @@ def test_dense_at_the_edges_of_each_tile(tile, dtype):
 @by_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tile", TILES)
-def test_dense_layouts(tile, layout, dtype):
+def test_dense_matmul_layouts(tile, layout, dtype):
     for m, n_in, n_out in ((40, 24, 16), (33, 19, 35)):
         for name, args in dense_args(m, n_in, n_out, dtype, layout).items():
             check(name, args, tile=tile)
@@ -367,7 +386,7 @@ def launched(function, *args, **options):
         (4096, 4096, "large"),
     ],
 )
-def test_dense_tiles_are_chosen_by_shape(m, n, tile):
+def test_dense_matmul_tiles_are_chosen_by_shape(m, n, tile):
     assert _emulator.library().matmul_tile(m, n) == _emulator.TILES[tile]
     if m <= 512:
         (launch,) = launched(_emulator.dense, rand(m, 2), rand(2, n), rand(n), "none")
@@ -378,7 +397,7 @@ def test_dense_tiles_are_chosen_by_shape(m, n, tile):
 
 @by_dtype
 @pytest.mark.parametrize("m", [1023, 1024, 3001])
-def test_dense_rows_are_shared_out(m, dtype):
+def test_dense_matmul_rows_are_shared_out(m, dtype):
     args = dense_args(m, 6, 5, dtype)
     for name in ("dense_backward_weights", "dense_update_"):
         check(name, args[name])
@@ -432,3 +451,19 @@ def test_activations_of_more_than_16_dimensions_that_do_not_merge():
     with pytest.raises(RuntimeError, match="cudaErrorInvalidValue: a tensor has more than 16 dimensions"):
         _emulator.KERNELS["tanh_backward"](x, x.clone(memory_format=torch.contiguous_format))
     check("tanh", (x,))  # which merge, because the output's are alike
+
+
+def test_dense_activations_softmax_run_on_the_stream_they_are_given():
+    x, library = torch.zeros(3, 3), _emulator.library()
+    t = _emulator._Tensor.of(x)
+    _emulator.record(True)
+    library.dense_forward(t, t, t, t, 0, -1, 7)
+    library.dense_backward_input(t, t, t, -1, 7)
+    library.dense_backward_weights(t, t, t, t, None, -1, 7)
+    library.dense_update(t, t, t, t, 0.1, 0.0, None, -1, 7)
+    library.activation_forward(t, t, 1, 7)
+    library.activation_backward(t, t, t, 1, 7)
+    library.softmax_forward(t, t, 7)
+    library.softmax_backward(t, t, t, 7)
+    assert [(launch.device, launch.stream) for launch in _emulator.launches()] == [(0, 7)] * 8
+    _emulator.record(False)

@@ -236,6 +236,11 @@ X, W, B, DELTA = rand(4, 5), rand(5, 3), rand(3), rand(4, 3)
         (lambda: ops.dense_backward_weights(DELTA[:3], X), ValueError, r"delta .* \(3, 3\), expected \(4, 'n_out'\)"),
         (lambda: ops.dense_update_(DELTA, X, W.T, B, 0.1), ValueError, r"w has shape \(3, 5\), expected \(5, 3\)"),
         (lambda: ops.dense_update_(DELTA, X, W, B, -1), ValueError, "lr is -1.0, expected"),
+        (
+            lambda: ops.dense_update_(DELTA, X, W[:1].expand(5, 3), B, 0.1),
+            ValueError,
+            r"w is expanded \(strides \(0, 1\)\)",
+        ),
         (lambda: ops.tanh(X.long()), TypeError, "z has dtype torch.int64"),
         (lambda: ops.tanh_backward(DELTA, X), ValueError, r"a has shape \(4, 5\), expected \(4, 3\)"),
         (lambda: ops.softmax_backward(DELTA, DELTA.float()), TypeError, "a has dtype torch.float32"),

@@ -166,17 +166,25 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, E
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, EMULATOR_HERE) {
     const int lane = emulator::lane(), inside = lane & (width - 1);
-    return emulator::shuffle(mask, value, inside + delta >= unsigned(width) ? lane : lane + int(delta), {file, line});
+    return emulator::shuffle(mask, value, delta >= unsigned(width - inside) ? lane : lane + int(delta), {file, line});
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize, EMULATOR_HERE) {
-    const int lane = emulator::lane(), source = lane ^ bits;
+    const int lane = emulator::lane(), source = lane ^ (bits & 31);
     return emulator::shuffle(mask, value, source < (lane & -width) + width ? source : lane, {file, line});
 }
 
-// Atomics have relaxed order, as on a GPU.
+// Atomics have relaxed order, as on a GPU, and the types that CUDA gives them.
+namespace emulator {
+
+template <class T, class... Types>
+constexpr bool is_one_of = (std::is_same_v<T, Types> || ...);
+template <class T>
+using Value = std::common_type_t<T>;  // converts to what is pointed to
+using Wide = unsigned long long;
+
 template <class T, class F>
-T emulator_atomic(T* address, F next) {
+T atomic(T* address, F next) {
     T old, replacement;
     __atomic_load(address, &old, __ATOMIC_RELAXED);
     do {
@@ -184,25 +192,33 @@ T emulator_atomic(T* address, F next) {
     } while (!__atomic_compare_exchange(address, &old, &replacement, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }
+
+}  // namespace emulator
+
 template <class T>
-T atomicAdd(T* address, T value) {
-    return emulator_atomic(address, [=](T old) { return T(old + value); });
+T atomicAdd(T* address, emulator::Value<T> value) {
+    static_assert(emulator::is_one_of<T, int, unsigned, emulator::Wide, float, double>);
+    return emulator::atomic(address, [=](T old) { return T(old + value); });
 }
 template <class T>
-T atomicMax(T* address, T value) {
-    return emulator_atomic(address, [=](T old) { return old < value ? value : old; });
+T atomicMax(T* address, emulator::Value<T> value) {
+    static_assert(emulator::is_one_of<T, int, unsigned, long long, emulator::Wide>);
+    return emulator::atomic(address, [=](T old) { return old < value ? value : old; });
 }
 template <class T>
-T atomicMin(T* address, T value) {
-    return emulator_atomic(address, [=](T old) { return value < old ? value : old; });
+T atomicMin(T* address, emulator::Value<T> value) {
+    static_assert(emulator::is_one_of<T, int, unsigned, long long, emulator::Wide>);
+    return emulator::atomic(address, [=](T old) { return value < old ? value : old; });
 }
 template <class T>
-T atomicExch(T* address, T value) {
-    return emulator_atomic(address, [=](T) { return value; });
+T atomicExch(T* address, emulator::Value<T> value) {
+    static_assert(emulator::is_one_of<T, int, unsigned, emulator::Wide, float>);
+    return emulator::atomic(address, [=](T) { return value; });
 }
 template <class T>
-T atomicCAS(T* address, T expected, T value) {
-    return emulator_atomic(address, [=](T old) { return old == expected ? value : old; });
+T atomicCAS(T* address, emulator::Value<T> expected, emulator::Value<T> value) {
+    static_assert(emulator::is_one_of<T, int, unsigned, emulator::Wide, unsigned short>);
+    return emulator::atomic(address, [=](T old) { return old == expected ? value : old; });
 }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 

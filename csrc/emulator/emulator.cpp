@@ -1,5 +1,6 @@
 // Runs a launch on the CPU: every thread is a fiber, and one of them runs at a time, until it waits or ends. Blocks run
-// one after another, or together if the launch is cooperative. Whatever a GPU would leave undefined is an error here.
+// one after another, or together if the launch is cooperative. What a GPU would leave undefined is an error where it
+// shows.
 #include <cxxabi.h>
 #include <dlfcn.h>
 
@@ -29,8 +30,7 @@ constexpr unsigned most_threads = 1024;
 constexpr size_t shared_without_asking = 48 * 1024;
 constexpr size_t most_shared = (__CUDA_ARCH__ >= 800 ? 163 : 64) * 1024;
 constexpr size_t red_zone = 64;
-constexpr int most_pieces = 8;                // of shared memory, at a time
-constexpr size_t cooperative_threads = 8192;  // that fit on this device together
+constexpr int most_pieces = 8;  // of shared memory, at a time
 constexpr unsigned char red = 0xfb;
 #ifdef EMULATOR_THREAD
 constexpr bool watched = true;
@@ -38,6 +38,7 @@ constexpr bool watched = true;
 constexpr bool watched = false;
 #endif
 constexpr size_t watched_threads = 6000;  // at a time: ThreadSanitizer has room for 8,128
+constexpr size_t cooperative_threads = watched ? watched_threads : 8192;  // that fit on this device together
 
 namespace {
 
@@ -56,22 +57,28 @@ struct Thread {
     int source = 0;
     std::vector<std::pair<Copy, int>> copies;  // with the number of its group, oldest first
     size_t landed = 0;
-    int groups = 0;  // committed
+    int groups = 0;    // committed
+    char met[2] = {};  // as Barrier::side, for the meetings of which this is the first lane
+    int turn = 0;
 };
 
 // Lanes of a warp on their way to the same instruction.
 struct Meeting {
     unsigned mask, arrived;
-    bool ballot;
+    int kind;  // ballot, nothing, or 0 for a shuffle
     Where where;
+};
+
+struct Barrier {
+    uint64_t arrived = 0;
+    char side[2] = {};  // what ThreadSanitizer knows it by, in turns: the fast may be at the next before the slow leave
+    int turn = 0;
 };
 
 struct Block {
     uint3 index{};
     std::unique_ptr<Thread[]> threads;
-    unsigned arrived = 0;  // at the barrier
-    char barrier[2] = {};  // what the sanitizer knows the barrier by, in turns
-    int turn = 0;
+    Barrier barrier;
     std::vector<std::vector<Meeting>> warps;
     std::vector<char> shared;
     int generation = 0;
@@ -83,9 +90,8 @@ struct Launch {
     void (*call)(const void*) = nullptr;
     const void* arguments = nullptr;
     std::vector<std::unique_ptr<Block>> blocks;  // that are there at the same time
-    unsigned arrived = 0;                        // at the grid's barrier
-    char barrier[2] = {};
-    int turn = 0;
+    bool cooperative = false;
+    Barrier barrier;  // the grid's
     cudaError_t error = cudaSuccess;
 };
 
@@ -103,9 +109,10 @@ Thread* running;
 Fiber scheduler;
 std::vector<Stack> stacks;
 uint64_t random_state = 0;
-std::string message;
-cudaError_t last_error = cudaSuccess;
-int current_device = 0;
+// As in CUDA, the system thread's own.
+thread_local std::string message;
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local int current_device = 0;
 std::map<const void*, size_t> asked_shared;
 bool recording = false;
 std::vector<Record> records;
@@ -126,6 +133,7 @@ cudaError_t fail(cudaError_t error, const char* format, ...) {
     const uint3 b = running->block->index, t = running->index;
     launch->error =
         fail(error, "thread (%u, %u, %u) of block (%u, %u, %u): %s", t.x, t.y, t.z, b.x, b.y, b.z, what.c_str());
+    release(launch);
     scheduler.resume(running->fiber);
     std::abort();
 }
@@ -137,6 +145,7 @@ void leave(Fiber& from);
 void wait(State state, Where where) {
     running->state = state;
     running->where = where;
+    release(launch);  // should the launch fail, this thread's memory is freed
     leave(running->fiber);
 }
 
@@ -147,7 +156,7 @@ uint64_t random_below(uint64_t limit) {
 }
 
 template <class Item>
-void shuffle(std::vector<Item>& items) {
+void mix(std::vector<Item>& items) {
     for (size_t left = items.size(); left > 1; --left) std::swap(items[left - 1], items[random_below(left)]);
 }
 
@@ -160,8 +169,8 @@ void thread_main() {
     leave(running->fiber);
 }
 
-// Everybody who waits for this goes on; they must have come to it at the same place.
-void open_barrier(Block& block, State state) {
+// The threads of a block that wait for this go on; they must have come to it at the same place.
+void let_go(Block& block, State state) {
     for (unsigned t = 0; t < count(blockDim); ++t) {
         Thread& thread = block.threads[t];
         if (thread.state != state) continue;
@@ -171,6 +180,24 @@ void open_barrier(Block& block, State state) {
         }
         thread.state = State::ready;
     }
+}
+
+void arrive(Barrier& barrier, uint64_t expected, State state, Where where) {
+    char* side = &barrier.side[barrier.turn];
+    release(side);
+    running->where = where;
+    if (++barrier.arrived < expected) {
+        wait(state, where);
+    } else if (state == State::waits_for_block) {
+        let_go(*running->block, state);
+    } else {
+        for (auto& block : launch->blocks) let_go(*block, state);
+    }
+    if (side == &barrier.side[barrier.turn]) {  // the last to arrive, who did not wait
+        barrier.arrived = 0;
+        barrier.turn ^= 1;
+    }
+    acquire(side);
 }
 
 // memset, unseen by ThreadSanitizer, which would take it for the running thread's own.
@@ -195,7 +222,7 @@ void lay_out_shared(Block& block) {
 
 // The error is found after the fact, so that no thread is to blame.
 void check_red_zones(const Block& block) {
-#if !defined(EMULATOR_ADDRESS) && !defined(EMULATOR_THREAD)  // the one sees the access itself, the other this one
+#if !defined(EMULATOR_ADDRESS) && !defined(EMULATOR_THREAD)  // a sanitizer would mistake the reads for a kernel's
     size_t from = 0;
     for (size_t p = 0; p <= block.pieces.size(); ++p) {
         const size_t to = p < block.pieces.size() ? block.pieces[p].first : block.shared.size();
@@ -262,7 +289,7 @@ void leave(Fiber& from) {
         if (!anybody_ran) break;
         order.erase(std::remove_if(order.begin(), order.end(), [](Thread* t) { return t->state == State::done; }),
                     order.end());
-        shuffle(order);
+        mix(order);
         next_in_order = 0;
         anybody_ran = false;
     }
@@ -277,7 +304,7 @@ void run_blocks() {
             if (block->threads[t].state != State::done) order.push_back(&block->threads[t]);
         }
     }
-    shuffle(order);
+    mix(order);
     next_in_order = 0;
     leave(scheduler);
     if (launch->error != cudaSuccess || order.empty()) return;
@@ -312,7 +339,7 @@ cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel, b
         return fail(cudaErrorInvalidValue, "%zu bytes of shared memory, expected at most %zu unless asked for",
                     config.dynamicSmemBytes, allowed);
     }
-    const size_t threads = size_t(count(grid)) * count(block);
+    const size_t threads = size_t(grid.x) * grid.y * grid.z * count(block);
     if (cooperative && threads > cooperative_threads) {
         return fail(cudaErrorCooperativeLaunchTooLarge, "%zu threads, expected at most %zu, which fit together",
                     threads, cooperative_threads);
@@ -325,16 +352,15 @@ cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel, b
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*call)(const void*),
                 const void* arguments) {
     const std::lock_guard<std::mutex> lock(one_launch);
-    bool cooperative = false;
+    Launch here;
     for (unsigned a = 0; a < config.numAttrs; ++a) {
-        if (config.attrs[a].id == cudaLaunchAttributeCooperative) cooperative = config.attrs[a].val.cooperative;
+        if (config.attrs[a].id == cudaLaunchAttributeCooperative) here.cooperative = config.attrs[a].val.cooperative;
     }
-    if (const cudaError_t error = check_launch(config, kernel, cooperative)) return error;
+    if (const cudaError_t error = check_launch(config, kernel, here.cooperative)) return error;
     if (recording) {
         records.push_back(
             {kernel, config.gridDim, config.blockDim, config.dynamicSmemBytes, current_device, config.stream});
     }
-    Launch here;
     here.config = &config;
     here.call = call;
     here.arguments = arguments;
@@ -343,15 +369,15 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*cal
     gridDim = config.gridDim;
     scheduler.adopt_caller();
     const uint64_t blocks = uint64_t(gridDim.x) * gridDim.y * gridDim.z;
-    std::vector<uint64_t> order(blocks);
-    for (uint64_t b = 0; b < blocks; ++b) order[b] = b;
-    shuffle(order);
-    const bool keep = cooperative || watched;
+    std::vector<uint64_t> numbers(blocks);
+    for (uint64_t b = 0; b < blocks; ++b) numbers[b] = b;
+    mix(numbers);
+    const bool keep = here.cooperative || watched;
     for (uint64_t b = 0; b < blocks && here.error == cudaSuccess; ++b) {
-        if (watched && here.blocks.size() * count(blockDim) > watched_threads) forget(here);
+        if (watched && (here.blocks.size() + 1) * count(blockDim) > watched_threads) forget(here);
         if (keep || b == 0) here.blocks.push_back(std::make_unique<Block>());
-        prepare(*here.blocks.back(), order[b], (here.blocks.size() - 1) * count(blockDim));
-        if (cooperative && b + 1 < blocks) continue;
+        prepare(*here.blocks.back(), numbers[b], (here.blocks.size() - 1) * count(blockDim));
+        if (here.cooperative && b + 1 < blocks) continue;
         run_blocks();
         for (const auto& block : here.blocks) {
             if (here.error == cudaSuccess) check_red_zones(*block);
@@ -362,37 +388,15 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*cal
     return here.error;
 }
 
-void sync_threads(Where where) {
-    Block& block = *running->block;
-    char* barrier = &block.barrier[block.turn];
-    release(barrier);
-    running->where = where;
-    if (++block.arrived == count(blockDim)) {
-        open_barrier(block, State::waits_for_block);
-        block.arrived = 0;
-        block.turn ^= 1;
-    } else {
-        wait(State::waits_for_block, where);
-    }
-    acquire(barrier);
-}
+void sync_threads(Where where) { arrive(running->block->barrier, count(blockDim), State::waits_for_block, where); }
 
 void sync_grid(Where where) {
-    if (launch->blocks.size() < count(gridDim)) {
+    if (!launch->cooperative) {
         fault(cudaErrorLaunchFailure,
               "synchronises the grid at " + text(where) + " in a launch that is not cooperative");
     }
-    char* barrier = &launch->barrier[launch->turn];
-    release(barrier);
-    running->where = where;
-    if (++launch->arrived == count(gridDim) * count(blockDim)) {
-        for (auto& block : launch->blocks) open_barrier(*block, State::waits_for_grid);
-        launch->arrived = 0;
-        launch->turn ^= 1;
-    } else {
-        wait(State::waits_for_grid, where);
-    }
-    acquire(barrier);
+    const uint64_t threads = launch->blocks.size() * uint64_t(count(blockDim));
+    arrive(launch->barrier, threads, State::waits_for_grid, where);
 }
 
 uint64_t meet(unsigned mask, uint64_t value, int source, Where where) {
@@ -407,6 +411,7 @@ uint64_t meet(unsigned mask, uint64_t value, int source, Where where) {
         fault(cudaErrorLaunchFailure,
               "reads lane " + std::to_string(source) + ", which is not active, at " + text(where));
     }
+    const int kind = std::min(source, 0);
     auto& meetings = me.block->warps[me.number / warpSize];
     auto meeting = std::find_if(meetings.begin(), meetings.end(), [=](const Meeting& m) { return m.mask & bit; });
     if (meeting == meetings.end()) {
@@ -415,18 +420,21 @@ uint64_t meet(unsigned mask, uint64_t value, int source, Where where) {
                 fault(cudaErrorLaunchFailure,
                       "waits at " + text(where) + " for lanes that are at " + text(other.where));
         }
-        meeting = meetings.insert(meetings.end(), {mask, 0, source == ballot, where});
-    } else if (meeting->mask != mask || meeting->where.line != where.line || meeting->where.file != where.file) {
+        meeting = meetings.insert(meetings.end(), {mask, 0, kind, where});
+    } else if (meeting->mask != mask || meeting->kind != kind || meeting->where.line != where.line ||
+               meeting->where.file != where.file) {
         fault(cudaErrorLaunchFailure,
               "is at " + text(where) + " while lanes of its warp wait for it at " + text(meeting->where));
     }
     me.given = value;
     me.source = source;
     meeting->arrived |= bit;
-    char* order = reinterpret_cast<char*>(warp);  // __syncwarp orders memory, shuffles do not
-    if (source == nothing) release(order);
+    Thread& first = warp[__builtin_ctz(mask)];
+    char* side = &first.met[first.turn];
+    if (kind == nothing) release(side);  // __syncwarp orders memory, shuffles do not
     if (meeting->arrived == mask) {
         meetings.erase(meeting);
+        first.turn ^= 1;
         uint64_t given[warpSize], votes = 0;
         for (unsigned l = 0; l < lanes; ++l) {
             given[l] = warp[l].given;
@@ -440,7 +448,7 @@ uint64_t meet(unsigned mask, uint64_t value, int source, Where where) {
     } else {
         wait(State::waits_for_warp, where);
     }
-    if (source == nothing) acquire(order);
+    if (kind == nothing) acquire(side);
     return me.given;
 }
 
@@ -564,16 +572,21 @@ const char* cudaGetErrorName(cudaError_t error) {
 
 const char* emulator_message() { return message.c_str(); }
 
-void emulator_seed(uint64_t seed) { random_state = seed; }
+void emulator_seed(uint64_t seed) {
+    const std::lock_guard<std::mutex> lock(one_launch);
+    random_state = seed;
+}
 
 void emulator_record(int on) {
+    const std::lock_guard<std::mutex> lock(one_launch);
     recording = on;
     records.clear();
 }
 
 // A line for each launch since emulator_record: device, stream, grid, block, shared bytes, kernel.
 const char* emulator_records() {
-    static std::string lines;
+    static thread_local std::string lines;
+    const std::lock_guard<std::mutex> lock(one_launch);
     lines.clear();
     for (const Record& r : records) {
         Dl_info symbol{};

@@ -1,7 +1,7 @@
 // Elementwise activations: a = f(z), and backward dz = delta f'(z), where f' is written in terms of a.
 //
-// Threads: each takes 16 bytes of consecutive elements, in one access to each tensor where all of them are one aligned
-// run of memory in the same order, otherwise element by element at computed offsets.
+// Threads: each takes 16 bytes of elements: consecutive ones, in one access to each tensor, where all of them are one
+// aligned run of memory in the same order; otherwise element by element at computed offsets, neighbours in a warp.
 // Least work for n elements of s bytes: forward moves 2 n s bytes, backward 3 n s; a few operations an element (an
 // exponential for sigmoid and tanh), so the memory is the limit.
 
@@ -11,10 +11,7 @@
 
 namespace scratchcuda {
 
-constexpr int threads = 256;
-
-template <class T>
-constexpr int per_access = 16 / sizeof(T);
+constexpr int elementwise_threads = 256;
 
 // f takes one value of each input and gives the output's.
 template <class T, int inputs, class F>
@@ -27,10 +24,12 @@ struct Elementwise {
 };
 
 template <class T, int inputs, class F>
-__global__ void __launch_bounds__(threads) elementwise(const __grid_constant__ Elementwise<T, inputs, F> call) {
-    constexpr int count = per_access<T>;
+__global__ void __launch_bounds__(elementwise_threads)
+    elementwise(const __grid_constant__ Elementwise<T, inputs, F> call) {
+    constexpr int count = per_access<T>, threads = elementwise_threads;
     using Packed = Pack<T, count>;
-    const int64_t first = (int64_t(blockIdx.x) * threads + threadIdx.x) * count;
+    const int64_t block_first = int64_t(blockIdx.x) * threads * count;
+    const int64_t first = block_first + threadIdx.x * (call.packed ? count : 1);
     if (call.packed && first + count <= call.elements.length) {
         Packed in[inputs], out;
         for (int t = 0; t < inputs; ++t) in[t] = *reinterpret_cast<const Packed*>(call.in[t] + first);
@@ -42,7 +41,9 @@ __global__ void __launch_bounds__(threads) elementwise(const __grid_constant__ E
         *reinterpret_cast<Packed*>(call.out + first) = out;
         return;
     }
-    for (int64_t i = first; i < first + count && i < call.elements.length; ++i) {
+    for (int e = 0; e < count; ++e) {
+        const int64_t i = first + e * (call.packed ? 1 : threads);
+        if (i >= call.elements.length) return;
         int64_t at[inputs + 1];
         call.elements.offsets(i, at);
         Accumulator<T> values[inputs];
@@ -78,9 +79,9 @@ cudaError_t launch_elementwise(const Tensor (&tensors)[inputs + 1], F f, cudaStr
         Elementwise<T, inputs, F> call{{}, static_cast<T*>(tensors[inputs].data), elements, elements.contiguous(), f};
         for (int t = 0; t < inputs; ++t) call.in[t] = static_cast<const T*>(tensors[t].data);
         for (const Tensor& tensor : tensors) call.packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
-        const int64_t block = threads * per_access<T>;
-        const dim3 grid((elements.length + block - 1) / block);
-        return launch(elementwise<T, inputs, F>, grid, threads, 0, stream, call);
+        const int64_t block = elementwise_threads * per_access<T>;
+        const int64_t blocks = (elements.length + block - 1) / block;
+        return launch(elementwise<T, inputs, F>, blocks, 1, elementwise_threads, 0, stream, call);
     });
 }
 

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(adding_threads)
 
 // How many blocks share out the rows of the batch, m. By shape alone, so that a shape has the same sums everywhere.
 static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
-    constexpr int64_t least_rows = 512;  // fewer would gain less than the second kernel costs
+    constexpr int64_t least_rows = 512;  // a guess, until a GPU says how many are worth the second kernel
     const int64_t room = enough_blocks / std::max<int64_t>(1, tiles(tile, n_in, n_out));
     return std::max<int64_t>(1, std::min(room, m / least_rows));
 }
@@ -132,8 +132,8 @@ static cudaError_t gradient(const Tensor& delta, const Tensor& x, const Tensor& 
         cudaError_t error = launch_matmul(tile, left.transposed(), right, parts, take, stream);
         if (error != cudaSuccess || parts == 1) return error;
         take.partials = nullptr;
-        const dim3 grid((take.outputs() + adding_threads - 1) / adding_threads);
-        return launch(add_partials<T>, grid, adding_threads, 0, stream, take, partials, static_cast<int>(parts));
+        const int64_t blocks = (take.outputs() + adding_threads - 1) / adding_threads;
+        return launch(add_partials<T>, blocks, 1, adding_threads, 0, stream, take, partials, static_cast<int>(parts));
     });
 }
 

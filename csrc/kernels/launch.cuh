@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <utility>
 
 namespace scratchcuda {
@@ -10,16 +11,18 @@ namespace scratchcuda {
 constexpr size_t shared_bytes_without_asking = 48 * 1024;
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                   Arguments&&... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks_x, int64_t blocks_y, unsigned threads,
+                   size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
+    if (blocks_x > 0x7fffffff || blocks_y > 65535)
+        return cudaErrorInvalidConfiguration;  // before they are cut to 32 bits
     if (shared_bytes > shared_bytes_without_asking) {
         const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                        cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
         if (error != cudaSuccess) return error;
     }
     cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
+    config.gridDim = dim3(static_cast<unsigned>(blocks_x), static_cast<unsigned>(blocks_y));
+    config.blockDim = threads;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);

@@ -1,7 +1,8 @@
 // What the kernels offer: one launcher for each operation. A launcher takes tensors as memory with sizes and strides,
-// and a stream; it knows nothing of torch, allocates nothing and copies nothing. Its caller has checked the shapes and
-// has made the output. It returns the launch's error, cudaErrorInvalidValue for a tensor of more than 16 dimensions
-// that cannot be merged.
+// and a stream; it knows nothing of torch, allocates no device memory and copies nothing. Its caller has checked the
+// shapes, that all tensors are of one dtype on the stream's device, which is current, and that no element of an output
+// shares memory with another; it has made the output. The launch's error is returned, and stays the last error for the
+// caller to clear. cudaErrorInvalidValue alone means more than 16 dimensions that cannot be merged.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -65,7 +65,10 @@ struct Matrix {
     __device__ Row row(int64_t i) const { return {data + rows.offset(i), columns.stride[0]}; }
 
     // Neighbours in memory are neighbours along the rows' index.
-    bool along_rows() const { return std::abs(rows.stride[0]) < std::abs(columns.stride[0]); }
+    bool along_rows() const {
+        if (rows.length == 1 || columns.length == 1) return columns.length == 1;
+        return std::abs(rows.stride[0]) < std::abs(columns.stride[0]);
+    }
 
     Matrix transposed() const { return {data, columns, rows}; }
 };
@@ -92,16 +95,17 @@ struct Elements {
     __device__ void offsets(int64_t i, int64_t (&sum)[count]) const {
         for (int t = 0; t < count; ++t) sum[t] = 0;
 #pragma unroll 1
-        for (int d = 0; d < dims; ++d) {
+        for (int d = 0; d + 1 < dims; ++d) {
             const int64_t at = i % size[d];
             for (int t = 0; t < count; ++t) sum[t] += at * stride[t][d];
             i /= size[d];
         }
+        for (int t = 0; t < count; ++t) sum[t] += i * stride[t][dims - 1];
     }
 
     // Every tensor is one run of memory, in the same order.
     bool contiguous() const {
-        return dims == 0 || (dims == 1 && std::all_of(stride, stride + count, [](auto& s) { return s[0] == 1; }));
+        return dims == 1 && std::all_of(stride, stride + count, [](auto& s) { return s[0] == 1; });
     }
 };
 
@@ -130,6 +134,10 @@ bool as_elements(const Tensor (&tensors)[count], Elements<count>& elements) {
         elements.size[elements.dims] = last.size[d];
         for (int t = 0; t < count; ++t) elements.stride[t][elements.dims] = tensors[t].stride[d];
         ++elements.dims;
+    }
+    if (elements.dims == 0) {  // a single element
+        elements.dims = 1;
+        for (auto& stride : elements.stride) stride[0] = 1;
     }
     return true;
 }

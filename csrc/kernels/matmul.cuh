@@ -6,12 +6,12 @@
 // `stages` - 1 steps ahead. Each thread multiplies a column of thread_rows values by a row of thread_columns values for
 // each k, and keeps the sums in registers: its rows come in runs of `run` values, read in one access, one run out of
 // every thread_rows / run parts of the tile. The lanes of a warp are 8 x 4, so that a warp reads 8 neighbouring runs of
-// a and 4 of b: no two lanes ask one bank for different words. Every sum runs along k in order, whichever tile.
+// a and 4 of b: no two lanes ask one bank for different words. Within a block, every sum runs along k in order.
 // Least work for (m, k) (k, n): 2 m n k operations, (m k + k n + m n) elements moved; with tiles, m n k / columns +
 // m n k / rows elements are read from the caches. For large products the multiplications are the limit.
 //
-// Tensor cores would take the place of multiply_tile(): tiles in shared memory, a thread's part of the sums in
-// registers and the epilogue can stay.
+// Tensor cores would take the place of the innermost loops of matmul(): tiles in shared memory, a thread's part of the
+// sums in registers and the epilogue can stay.
 #pragma once
 
 #include "instructions.cuh"
@@ -28,6 +28,7 @@ struct TileShape {
     static constexpr int threads = row_threads * column_threads;
     static constexpr int stages = 3;
     static_assert(depth % 8 == 0 && row_threads % 8 == 0 && column_threads % 4 == 0);
+    static_assert(thread_rows % 4 == 0 && thread_columns % 4 == 0 && threads % columns == 0);
 };
 
 using SmallTile = TileShape<32, 32, 16, 4, 4>;
@@ -69,27 +70,37 @@ inline Tile choose_tile(Tile asked, int64_t m, int64_t n) {
     return Tile::small;
 }
 
-// One of the two factors, by its outer index (a row of a, a column of b) and k.
+// How a factor is brought into shared memory, by its layout: in runs of 16 bytes along the outer index (a row of a, a
+// column of b) or along k, or in single elements of which neighbouring lanes take neighbours along either.
+enum class Load { outer_runs, k_runs, outer, k };
+
 template <class T>
 struct Operand {
     const T* data;
     Axis outer, k;
-    bool packed;   // outer is contiguous, in aligned runs of 16 bytes
-    bool along_k;  // neighbours in memory are neighbours along k
+    Load load;
 
     // `matrix` has k as its columns.
     explicit Operand(const Matrix<T>& matrix) : data(matrix.data), outer(matrix.rows), k(matrix.columns) {
-        constexpr int64_t run = 16 / sizeof(T);
-        packed = outer.dims == 1 && outer.stride[0] == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
-        for (int d = 0; d < k.dims; ++d) packed &= k.stride[d] % run == 0;
-        along_k = !matrix.along_rows();
+        load = matrix.along_rows() ? Load::outer : Load::k;
+        if (runs_along(outer, k)) load = Load::outer_runs;
+        // An asynchronous copy of 4 or 8 bytes goes wherever its element belongs; 2 bytes cannot be copied so, and a
+        // run along k has to pass through registers, to be spread over the rows of the tile.
+        if (sizeof(T) < 4 && runs_along(k, outer)) load = Load::k_runs;
+    }
+
+  private:
+    bool runs_along(const Axis& axis, const Axis& other) const {
+        bool runs = axis.dims == 1 && axis.stride[0] == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+        for (int d = 0; d < other.dims; ++d) runs &= other.stride[d] % per_access<T> == 0;
+        return runs;
     }
 };
 
 template <class T>
 struct Product {
     Operand<T> a, b;
-    int64_t k_chunk;  // the blocks of one grid.y share out k in chunks
+    int64_t k_chunk;  // the blocks of one grid.y share out k in chunks, of which runs of 16 bytes are not cut
 };
 
 // Values of a thread that lie side by side, in a shared tile of T and in a tile of sums.
@@ -100,30 +111,46 @@ constexpr int run = sizeof(T) == 8 ? 2 : 4;
 template <class T, int outer>
 constexpr int pitch = outer + 16 / sizeof(T);
 
-// Brings the tile [k_first, k_first + depth) x [first, first + outer) of an operand; what lies outside becomes zero.
+// Brings the tile [k_first, k_first + depth) x [first, first + outer) of a factor; what lies outside becomes zero.
 template <int outer, int depth, int threads, class T>
 __device__ void load_tile(T* tile, const Operand<T>& from, int64_t first, int64_t k_first, int64_t k_end) {
-    constexpr int row = pitch<T, outer>;
-    if (from.packed) {
-        constexpr int run = 16 / sizeof(T), runs = outer / run;
-#pragma unroll 1
-        for (int e = threadIdx.x; e < runs * depth; e += threads) {
-            const int o = e % runs * run, k = e / runs;
-            const int64_t left = k_first + k < k_end ? from.outer.length - (first + o) : 0;
-            const int valid = left >= run ? run : left > 0 ? static_cast<int>(left) : 0;
+    constexpr int row = pitch<T, outer>, count = per_access<T>, runs = outer / count;
+    static_assert(threads % runs == 0 && threads % outer == 0 && threads % 8 == 0);
+    const int rank = threadIdx.x;
+    const int64_t outer_left = from.outer.length - first, k_left = k_end - k_first;
+    if (from.load == Load::outer_runs) {
+        const int o = rank % runs * count;
+        const int inside = static_cast<int>(max(int64_t(0), min(int64_t(count), outer_left - o)));
+        for (int k = rank / runs; k < depth; k += threads / runs) {
+            const int valid = k < k_left ? inside : 0;
             const T* source = valid ? from.data + first + o + from.k.offset(k_first + k) : from.data;
-            copy_async<run>(tile + k * row + o, source, valid);
+            copy_async<count>(tile + k * row + o, source, valid);
         }
-        return;
-    }
+    } else if (sizeof(T) < 4 && from.load == Load::k_runs) {
+        const int o = rank % outer;
+        for (int k = rank / outer * count; k < depth; k += threads / outer * count) {
+            Pack<T, count> values{};
+            const T* source = from.data + from.outer.offset(first + o) + k_first + k;
+            if (o < outer_left && k + count <= k_left) values = *reinterpret_cast<const Pack<T, count>*>(source);
+#pragma unroll
+            for (int e = 0; e < count; ++e) {
+                if (o < outer_left && k + count > k_left && k + e < k_left) values.element[e] = source[e];
+                tile[(k + e) * row + o] = values.element[e];
+            }
+        }
+    } else {
+        // 8 lanes along k and 4 along the outer index, or all along the outer index: neither meets a bank twice.
+        const bool along_k = from.load == Load::k;
+        const int k_step = along_k ? 8 : threads / outer, o_step = along_k ? threads / 8 : outer;
 #pragma unroll 1
-    for (int e = threadIdx.x; e < outer * depth; e += threads) {
-        // Neighbouring lanes read neighbours in memory: 8 along k and 4 along outer, or all along outer.
-        const int o = from.along_k ? e / 8 % outer : e % outer;
-        const int k = from.along_k ? e % 8 + e / (8 * outer) * 8 : e / outer;
-        const bool valid = first + o < from.outer.length && k_first + k < k_end;
-        const T* source = valid ? from.data + from.outer.offset(first + o) + from.k.offset(k_first + k) : from.data;
-        copy_async<1>(tile + k * row + o, source, valid);
+        for (int k = along_k ? rank % 8 : rank / outer; k < depth; k += k_step) {
+            const T* source = from.data + (k < k_left ? from.k.offset(k_first + k) : 0);
+#pragma unroll 1
+            for (int o = along_k ? rank / 8 : rank % outer; o < outer; o += o_step) {
+                const bool valid = k < k_left && o < outer_left;
+                copy_async<1>(tile + k * row + o, valid ? source + from.outer.offset(first + o) : from.data, valid);
+            }
+        }
     }
 }
 
@@ -160,7 +187,7 @@ __global__ void __launch_bounds__(Shape::threads, 1)
 
     // The lanes of a warp are 8 x 4; the warps lie along the rows first.
     constexpr int row_warps = Shape::row_threads / 8;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int rank = threadIdx.x, lane = rank % 32, warp = rank / 32;
     const int row_rank = warp % row_warps * 8 + lane / 4, column_rank = warp / row_warps * 4 + lane % 4;
 
     A sums[Shape::thread_rows][Shape::thread_columns] = {};
@@ -226,12 +253,17 @@ __global__ void __launch_bounds__(Shape::threads, 1)
             }
         }
         __syncthreads();
+        // Lanes as in load_tile.
+        const int r_step = epilogue.along_rows ? 8 : Shape::threads / Shape::columns;
+        const int c_step = epilogue.along_rows ? Shape::threads / 8 : Shape::columns;
 #pragma unroll 1
-        for (int e = threadIdx.x; e < part_rows * Shape::columns; e += Shape::threads) {
-            const int r = epilogue.along_rows ? e % 8 + e / (8 * Shape::columns) * 8 : e / Shape::columns;
-            const int c = epilogue.along_rows ? e / 8 % Shape::columns : e % Shape::columns;
-            const int64_t i = i_first + part * part_rows + r, j = j_first + c;
-            if (i < m && j < n) epilogue(i, j, part_sums[r * row + c]);
+        for (int r = epilogue.along_rows ? rank % 8 : rank / Shape::columns; r < part_rows; r += r_step) {
+            const int64_t i = i_first + part * part_rows + r;
+#pragma unroll 1
+            for (int c = epilogue.along_rows ? rank / 8 : rank % Shape::columns; c < Shape::columns; c += c_step) {
+                const int64_t j = j_first + c;
+                if (i < m && j < n) epilogue(i, j, part_sums[r * row + c]);
+            }
         }
         __syncthreads();
     }
@@ -249,16 +281,19 @@ __global__ void __launch_bounds__(Shape::threads, 1)
 template <class T, class Epilogue>
 cudaError_t launch_matmul(Tile tile, const Matrix<T>& a, const Matrix<T>& b, int64_t splits, const Epilogue& epilogue,
                           cudaStream_t stream) {
-    const Product<T> product{Operand<T>(a), Operand<T>(b.transposed()), (a.columns.length + splits - 1) / splits};
+    constexpr int64_t unit = 16;  // a multiple of all runs
+    const int64_t chunk = (a.columns.length + splits * unit - 1) / (splits * unit) * unit;
+    const Product<T> product{Operand<T>(a), Operand<T>(b.transposed()), chunk};
     return dispatch(tile, [&](auto shape) {
         using Shape = decltype(shape);
         const int64_t rows = std::max<int64_t>(1, a.rows.length);  // without rows, column sums are still due
-        const dim3 grid(tiles(tile, rows, b.columns.length), splits);
+        const int64_t blocks = tiles(tile, rows, b.columns.length);
         constexpr int part_rows = Shape::rows / Shape::thread_rows * run<T>;
         const size_t shared_bytes =
             std::max(Shape::stages * Shape::depth * (pitch<T, Shape::rows> + pitch<T, Shape::columns>)*sizeof(T),
                      part_rows * pitch<Accumulator<T>, Shape::columns> * sizeof(Accumulator<T>));
-        return launch(matmul<T, Shape, Epilogue>, grid, Shape::threads, shared_bytes, stream, product, epilogue);
+        return launch(matmul<T, Shape, Epilogue>, blocks, splits, Shape::threads, shared_bytes, stream, product,
+                      epilogue);
     });
 }
 

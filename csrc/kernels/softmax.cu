@@ -48,12 +48,12 @@ __device__ A reduce(A value, F combine, A* shared) {
     return value;
 }
 
-// The part of a row that a thread keeps: `kept` elements, or none if the row is read twice.
 template <class T, int inputs>
 struct Rows {
     Matrix<T> in[inputs], out;
 };
 
+// A thread keeps `kept` elements of the row, or none if the row is read twice.
 template <class T, int team, int kept>
 __device__ void forward_row(const Rows<T, 1>& rows, int64_t i, Accumulator<T>* shared) {
     using A = Accumulator<T>;
@@ -131,13 +131,13 @@ __device__ void backward_row(const Rows<T, 2>& rows, int64_t i, Accumulator<T>* 
 }
 
 template <int team>
-constexpr int threads = team > warp ? team : 4 * warp;
+constexpr int softmax_threads = team > warp ? team : 4 * warp;
 
 template <class T, int inputs, int team, int kept>
-__global__ void __launch_bounds__(threads<team>, 1) softmax_rows(const __grid_constant__ Rows<T, inputs> rows) {
+__global__ void __launch_bounds__(softmax_threads<team>, 1) softmax_rows(const __grid_constant__ Rows<T, inputs> rows) {
     SharedMemory memory;
     auto* shared = memory.take<Accumulator<T>>(team / warp);
-    const int64_t i = int64_t(blockIdx.x) * (threads<team> / team) + threadIdx.x / team;
+    const int64_t i = int64_t(blockIdx.x) * (softmax_threads<team> / team) + threadIdx.x / team;
     if (i >= rows.out.rows.length) return;  // a whole team
     if constexpr (inputs == 1) {
         forward_row<T, team, kept>(rows, i, shared);
@@ -148,10 +148,10 @@ __global__ void __launch_bounds__(threads<team>, 1) softmax_rows(const __grid_co
 
 template <class T, int inputs, int team, int kept>
 cudaError_t launch_rows(const Rows<T, inputs>& rows, cudaStream_t stream) {
-    const int64_t teams = threads<team> / team;
-    const dim3 grid((rows.out.rows.length + teams - 1) / teams);
+    const int64_t teams = softmax_threads<team> / team;
+    const int64_t blocks = (rows.out.rows.length + teams - 1) / teams;
     const size_t shared_bytes = team / warp * sizeof(Accumulator<T>);
-    return launch(softmax_rows<T, inputs, team, kept>, grid, threads<team>, shared_bytes, stream, rows);
+    return launch(softmax_rows<T, inputs, team, kept>, blocks, 1, softmax_threads<team>, shared_bytes, stream, rows);
 }
 
 // The output is the last of the tensors.

@@ -56,6 +56,9 @@ struct alignas(sizeof(T) * count) Pack {
     T element[count];
 };
 
+template <class T>
+constexpr int per_access = 16 / sizeof(T);  // elements of the widest one
+
 // Calls `body` with a value of the C++ type of `dtype`, for the body to take its type.
 template <class Body>
 cudaError_t dispatch(Dtype dtype, Body body) {
