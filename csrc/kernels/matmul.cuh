@@ -169,8 +169,9 @@ __device__ void read_runs(Accumulator<T> (&values)[count], const T* row, int ran
 // An Epilogue has operator()(i, j, c_ij), called once for each element by one thread, and along_rows, true if
 // neighbours in its memory are neighbours along i. If its column_sums is true, it also has column_sum(j, sum_k b_kj),
 // called once for each column.
+// Two blocks fit on a multiprocessor, unless the sums are of 8 bytes: their registers do not.
 template <class T, class Shape, class Epilogue>
-__global__ void __launch_bounds__(Shape::threads, 1)
+__global__ void __launch_bounds__(Shape::threads, sizeof(T) == 8 ? 1 : 2)
     matmul(const __grid_constant__ Product<T> product, const __grid_constant__ Epilogue epilogue) {
     using A = Accumulator<T>;
     constexpr int a_tile = Shape::depth * pitch<T, Shape::rows>, b_tile = Shape::depth * pitch<T, Shape::columns>;
