@@ -16,12 +16,12 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
-#: Ways to build it: what each adds to the flags of the kernels, and of the emulator itself, which no sanitizer may see.
+#: Ways to build it: what each adds to the flags of the kernels alone (no sanitizer may see the emulator), and of all.
 VARIANTS = {
-    "sm_75": (["-D__CUDA_ARCH__=750"], ["-D__CUDA_ARCH__=750"]),
+    "sm_75": ([], ["-D__CUDA_ARCH__=750"]),
     # nvcc contracts a * b + c to one instruction that rounds once; g++ does so where it is told to.
     "fma": (["-ffp-contract=fast", *(["-mfma"] if platform.machine() == "x86_64" else [])], []),
-    "debug": (["-O0"], ["-O0"]),  # every variable and line is there for a debugger
+    "debug": ([], ["-O0"]),  # every variable and line is there for a debugger
     "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], ["-DEMULATOR_ADDRESS"]),
     "thread": (["-fsanitize=thread"], ["-DEMULATOR_THREAD"]),
 }
@@ -38,7 +38,7 @@ def csrc() -> Path:
 def cache() -> Path:
     """Where built libraries are kept: ``SCRATCHCUDA_CACHE``, or scratchcuda's folder in the user's cache."""
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SCRATCHCUDA_CACHE") or Path(user, "scratchcuda"))
+    return Path(os.environ.get("SCRATCHCUDA_CACHE") or Path(user, "scratchcuda")).absolute()
 
 
 def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
@@ -72,7 +72,7 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     if version.returncode:
         raise RuntimeError(f"the emulator's compiler {compiler} does not run: {version.stderr}")
     digest = hashlib.sha256(repr([version.stdout, platform.machine(), commands]).encode())
-    for path in sorted([*root.rglob("*.*"), *extra]):
+    for path in sorted([*root.glob("*/*.[ch]*"), *extra]):
         digest.update(path.read_bytes())
     library = cache() / f"emulator-{digest.hexdigest()[:16]}.so"
     if library.exists():
