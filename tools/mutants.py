@@ -110,7 +110,8 @@ def main() -> int:
     lines = ["| file | instead of | there stands | noticed by |", "|---|---|---|---|"]
     for (file, before, after), build in zip(MUTANTS, found, strict=True):
         by = "**nobody**" if build is None else build or "plain"
-        lines.append(f"| {file} | `{before}` | `{after or ' '}` | {by} |")
+        before, after = (text.replace("|", "\\|") for text in (before, after or " "))
+        lines.append(f"| {file} | `{before}` | `{after}` | {by} |")
     table = "\n".join(lines)
     if arguments.write:
         text = arguments.write.read_text()
