@@ -3,9 +3,10 @@
 //
 // Threads: as matmul.cuh says; these are its epilogues. The gradient of the parameters is a product with few outputs
 // and many terms when a batch is large and a layer small: then the rows of the batch are shared out to several blocks,
-// each writes its partial sums, and a second kernel adds these in order, a thread an output. Least work for x (m, i), w
-// (i, o) of s bytes an element: each product takes 2 m i o operations, and moves (m i + i o + m o) s bytes. Bias,
-// activation, column sums and update add no bytes but the bias, and read w once.
+// each writes its partial sums, and a second kernel adds these in order, a thread an output.
+//
+// Least work for x (m, i), w (i, o) of s bytes an element: each product takes 2 m i o operations, and moves (m i + i o
+// + m o) s bytes. Bias, activation, column sums and update add no bytes but the bias, and read w once.
 
 #include "activations.cuh"
 #include "matmul.cuh"
@@ -94,7 +95,7 @@ static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
 }
 
 // f(x w + b), with a bias of null for none.
-static cudaError_t product(Tensor x, const Tensor& w, const Tensor* b, const Tensor& out, bool w_transposed,
+static cudaError_t product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor& out, bool w_transposed,
                            Activation f, Tile tile, cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -121,15 +122,11 @@ static cudaError_t gradient(const Tensor& delta, const Tensor& x, const Tensor& 
         if (n_out == 0) return cudaSuccess;
         tile = choose_tile(tile, n_in, n_out);
         const int64_t parts = splits(m, n_in, n_out, tile);
-        A* partials = static_cast<A*>(workspace);
+        A* partials = parts > 1 ? static_cast<A*>(workspace) : nullptr;  // of which neighbours lie along the columns
+        const bool along_rows = !partials && out.along_rows();
         TakeGradient<T> take{out,   static_cast<T*>(b.data), b.stride[0], updates,
-                             A(lr), A(weight_decay),         false,       nullptr};
-        if (parts > 1) {
-            take.partials = partials;
-        } else {
-            take.along_rows = out.along_rows();
-        }
-        cudaError_t error = launch_matmul(tile, left.transposed(), right, parts, take, stream);
+                             A(lr), A(weight_decay),         along_rows,  partials};
+        const cudaError_t error = launch_matmul(tile, left.transposed(), right, parts, take, stream);
         if (error != cudaSuccess || parts == 1) return error;
         take.partials = nullptr;
         const int64_t blocks = (take.outputs() + adding_threads - 1) / adding_threads;
