@@ -1,9 +1,23 @@
-"""Which backend serves the ops: by default the pure-tensor twins; the emulator by choice."""
+"""What serves the ops: their twins in tensor operations, the CUDA kernels, or the emulator."""
 
+import functools
+import importlib
+import json
 import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-BACKENDS = ("tensor", "emulator")
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from scratchcuda import _emulator, tensor_ops
+
+BACKENDS = ("auto", "tensor", "kernels", "emulator")
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def _checked(source: str, name: str) -> str:
@@ -13,15 +27,18 @@ def _checked(source: str, name: str) -> str:
 
 
 #: The backend in use. One module attribute, which torch.compile guards.
-current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or "tensor")
+current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or "auto")
 
 
 class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
-    """Choose the backend that serves the ops from here on, or, in a ``with`` statement, within its block.
+    """Choose what serves the ops from here on, or, in a ``with`` statement, within its block.
 
     Args:
-        name: "tensor" (torch's tensor operations, on any device) or "emulator" (the CUDA kernels' sources compiled
-            for the CPU; CPU tensors only, much slower, and stricter than a GPU).
+        name: "auto" (the CUDA kernels for CUDA tensors, torch's tensor operations for all others, and for CUDA
+            tensors too, with a warning, if there is no usable build of the kernels), "tensor" (torch's tensor
+            operations, on any device), "kernels" (as "auto", but without a usable build CUDA tensors raise
+            RuntimeError) or "emulator" (the CUDA kernels' sources compiled for the CPU; CPU tensors only, much
+            slower, and stricter than a GPU).
 
     The environment variable ``SCRATCHCUDA_BACKEND`` names the one to begin with, read once, at import.
     """
@@ -39,3 +56,56 @@ class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
     ) -> None:
         global current
         current = self._previous
+
+
+@functools.cache
+def kernels_missing() -> str:
+    """Loads the CUDA kernels, once. Returns why they cannot be used, and the cure; nothing if they can."""
+    cure = "build them beside a CUDA build of torch: pip install --no-build-isolation ."
+    built = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not built:
+        return f"scratchcuda was installed without its CUDA kernels; {cure}"
+    try:
+        importlib.import_module("scratchcuda._C")
+    except ImportError as error:
+        facts = json.loads(Path(__file__).with_name("_C.json").read_text())
+        made = f"built for torch {facts['torch']}, CUDA {facts['cuda']}, Python {facts['python']}"
+        return f"{built[0].name}, {made}, does not load beside torch {torch.__version__} ({error}); {cure}"
+    return ""
+
+
+def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
+    """What serves an op for these tensors: its twin, or a kernel.
+
+    The twin always serves where more is asked than numbers in memory: where autograd records, under the transforms of
+    torch.func, and for tensors of other kinds (meta, fake, with the negative bit).
+    """
+    twin: Callable[..., Any] = getattr(tensor_ops, name)
+    if current == "tensor" or (current != "emulator" and not any(tensor.is_cuda for tensor in tensors)):
+        return twin
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta or tensor.is_neg():
+            return twin
+        if current == "emulator" and tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} got a tensor on device {tensor.device}, expected cpu: the emulator runs there alone"
+            )
+        if tensor.dtype not in (*_DTYPES, torch.int64):
+            raise TypeError(f"{name} got dtype {tensor.dtype}, expected float64, float32, float16 or bfloat16")
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    records = torch.is_grad_enabled() and not name.endswith("_") and any(tensor.requires_grad for tensor in tensors)
+    if transformed or records:
+        return twin
+    if current == "emulator":
+        return getattr(_emulator.current().ops, name)
+    if reason := kernels_missing():
+        if current == "kernels":
+            raise RuntimeError(f"{name} got CUDA tensors, but {reason}")
+        _warn_once(f"CUDA tensors are served by torch's tensor operations, because {reason}")
+        return twin
+    return getattr(torch.ops.scratchcuda, name)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=5)

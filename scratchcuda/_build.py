@@ -1,9 +1,11 @@
-"""Builds the emulator: the sources of the CUDA kernels, compiled for the CPU with g++ alone, as one shared library.
+"""Builds the emulator: the sources of the CUDA kernels and their ops, compiled for the CPU with g++ alone.
 
-It is built on demand, in seconds, and cached by a hash of the sources, the flags and the compiler.
+It is one shared library, built on demand, in seconds, and cached by a hash of the sources, the flags, the compiler and
+torch.
 """
 
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -16,6 +18,9 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
+#: For the ops: of torch's headers they use only the stable interface as it is since torch 2.11.
+STABLE_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+
 #: Ways to build it: what each adds to the flags of the kernels alone (no sanitizer may see the emulator), and of all.
 VARIANTS = {
     "sm_75": ([], ["-D__CUDA_ARCH__=750"]),
@@ -25,7 +30,8 @@ VARIANTS = {
     "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], ["-DEMULATOR_ADDRESS"]),
     "thread": (["-fsanitize=thread"], ["-DEMULATOR_THREAD"]),
 }
-_FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-semantic-interposition"]
+_FLAGS = ["-std=c++20", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-semantic-interposition"]
+_FLAGS += ["-fno-gnu-unique"]  # two builds in one process share nothing
 _KERNEL_FLAGS = ["-x", "c++", "-ffp-contract=off", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 
 
@@ -33,6 +39,24 @@ def csrc() -> Path:
     """The C++ sources: within the package where it is installed, beside it in a checkout."""
     within = _PACKAGE / "csrc"
     return within if within.is_dir() else _PACKAGE.parent / "csrc"
+
+
+def op_sources() -> list[Path]:
+    """The ops that CUDA and the emulator share."""
+    return [path for path in sorted((csrc() / "ops").glob("*.cpp")) if path.stem != "module"]
+
+
+def torch_folder() -> Path:
+    """Where torch is installed, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("torch is not installed: pip install torch")
+    return Path(spec.origin).parent
+
+
+def emulator_namespace(variants: Iterable[str]) -> str:
+    """The namespace of torch.ops of this build's ops."""
+    return "_".join(["scratchcuda_emulator", *sorted(variants)])
 
 
 def cache() -> Path:
@@ -46,7 +70,7 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
 
     Args:
         variants: of :data:`VARIANTS`.
-        extra: more ``.cu`` files to compile into it.
+        extra: ``.cu`` files to compile into it in place of the ops.
 
     Raises RuntimeError if there is no compiler, or it refuses the sources, or the cache cannot be written.
     """
@@ -63,16 +87,20 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     for variant in variants:
         kernels += VARIANTS[variant][0]
         own += VARIANTS[variant][1]
-    root = csrc()
+    ops = ["-DSCRATCHCUDA_EMULATOR=1", f"-DSCRATCHCUDA_NAMESPACE={emulator_namespace(variants)}", *STABLE_FLAGS]
+    root, torch = csrc(), torch_folder()
     commands = [[*own, *kernels, str(path)] for path in [*sorted((root / "kernels").glob("*.cu")), *extra]]
     commands += [[*own, str(path)] for path in sorted((root / "emulator").glob("*.cpp"))]
     link = [flag for flag in kernels if flag.startswith("-fsanitize=") and flag != "-fsanitize=alignment"]
+    if not extra:
+        commands += [[*_FLAGS, *ops, f"-isystem{torch}/include", str(path)] for path in op_sources()]
+        link += [f"-L{torch}/lib", "-ltorch_cpu"]
 
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     if version.returncode:
         raise RuntimeError(f"the emulator's compiler {compiler} does not run: {version.stderr}")
     digest = hashlib.sha256(repr([version.stdout, platform.machine(), commands]).encode())
-    for path in sorted([*root.glob("*/*.[ch]*"), *extra]):
+    for path in sorted([*root.glob("*/*.[ch]*"), torch / "version.py", *extra]):
         digest.update(path.read_bytes())
     library = cache() / f"emulator-{digest.hexdigest()[:16]}.so"
     if library.exists():
@@ -87,7 +115,7 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
             ]
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(_run, jobs))
-            _run([compiler, "-shared", *link, *objects, "-o", f"{folder}/emulator.so", "-Wl,-Bsymbolic", "-ldl"])
+            _run([compiler, "-shared", *objects, *link, "-o", f"{folder}/emulator.so", "-Wl,-Bsymbolic", "-ldl"])
             os.replace(f"{folder}/emulator.so", library)  # whole, or not at all
     except OSError as error:
         raise RuntimeError(f"the emulator cannot be built in {cache()} ({error}): set SCRATCHCUDA_CACHE") from None

@@ -63,11 +63,11 @@ def same_length(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {len(other)} samples as {other_name}")
 
 
-def class_indices(name: str, value: Tensor, classes: int) -> None:
-    """Integers from 0 to classes - 1. Reads the tensor, so on a GPU it waits for it."""
+def class_indices(name: str, value: Tensor, classes: int | None) -> None:
+    """Integers from 0 to classes - 1. That reads the tensor, so on a GPU it waits for it; None leaves them unread."""
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {value.dtype}, expected integer class indices")
-    if value.numel() and not value.is_meta:
+    if classes is not None and value.numel() and not value.is_meta:
         low, high = (int(end) for end in value.long().aminmax())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
@@ -84,13 +84,21 @@ def positive_int(name: str, value: Any) -> int:
     return number
 
 
-def non_negative(name: str, value: Any) -> float:
-    """A finite number of at least 0: a learning rate or a weight decay."""
+def finite(name: str, value: Any, expected: str = "a finite number") -> float:
     if not hasattr(value, "__float__"):  # text has none, though float() would read it
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
     number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} is {number}, expected a finite number of at least 0")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}, expected {expected}")
+    return number
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A finite number of at least 0: a learning rate or a weight decay."""
+    expected = "a finite number of at least 0"
+    number = finite(name, value, expected)
+    if number < 0:
+        raise ValueError(f"{name} is {number}, expected {expected}")
     return number
 
 

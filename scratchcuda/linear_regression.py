@@ -77,7 +77,9 @@ class SimpleLinearRegression(Parameters):
             weight_decay: factor of the L2 penalty on w, not on b.
         """
         x, y_true = self._pair("x", x, "y_true", y_true)
-        _, delta = ops.mse(y_pred, y_true)
+        self._descend(x, ops.mse(y_pred, y_true)[1], lr, weight_decay)
+
+    def _descend(self, x: Tensor, delta: Tensor, lr: float, weight_decay: float) -> None:
         ops.dense_update_(delta.unsqueeze(-1), x.unsqueeze(-1), self.w.unsqueeze(-1), self.b, lr, weight_decay)
 
     def fit(
@@ -121,11 +123,15 @@ class SimpleLinearRegression(Parameters):
         if reason:
             options = {"weight_decay": weight_decay} if weight_decay else {}
 
-            def step(x: Tensor, y: Tensor) -> float:
+            def step(x: Tensor, y: Tensor) -> float | Tensor:
                 y_pred = self.predict(x)
-                loss = self.mse_loss(y, y_pred)
+                if original(self):
+                    loss, delta = ops.mse(y_pred, y)
+                    self._descend(x, delta, lr, weight_decay)
+                    return loss
+                mean = self.mse_loss(y, y_pred)
                 self.update(x, y, y_pred, lr, **options)
-                return loss
+                return mean
 
             path = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
         else:

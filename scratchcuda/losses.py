@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scratchcuda import _checks, ops
-from scratchcuda._patching import replaceable
+from scratchcuda._patching import original, replaceable
 
 
 class Losses:
@@ -21,6 +21,13 @@ class Losses:
 
     def backward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} defines no backward")
+
+    def loss_and_gradient(self, y_pred: Tensor, y_true: Tensor) -> tuple[float | Tensor, Tensor]:
+        """Loss and gradient of a training step, for targets from as_targets.
+
+        A loss that is a tensor () stays on its device until the epoch has ended.
+        """
+        return self.loss(y_pred, y_true), self.backward(y_pred, y_true)
 
     def __call__(self, y_pred: Tensor, y_true: Tensor) -> float:
         return self.loss(y_pred, y_true)
@@ -47,6 +54,9 @@ class MSE(Losses):
 
     def backward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         return ops.mse(y_pred, self._targets(y_pred, y_true))[1]
+
+    def loss_and_gradient(self, y_pred: Tensor, y_true: Tensor) -> tuple[float | Tensor, Tensor]:
+        return ops.mse(y_pred, y_true) if original(self) else super().loss_and_gradient(y_pred, y_true)
 
     def as_targets(self, name: str, y: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
         targets = super().as_targets(name, y, shape, like)
@@ -90,6 +100,13 @@ class CrossEntropy(Losses):
             # Read by Softmax.backward.
             delta.scores = ops.cross_entropy(y_pred.scores, targets)[1]  # type: ignore[attr-defined]
         return delta
+
+    def loss_and_gradient(self, y_pred: Tensor, y_true: Tensor) -> tuple[float | Tensor, Tensor]:
+        if not original(self) or (self.probabilities and not hasattr(y_pred, "of_softmax")):
+            return super().loss_and_gradient(y_pred, y_true)
+        loss, delta = ops.cross_entropy(y_pred.scores if self.probabilities else y_pred, y_true)  # type: ignore
+        delta.scores = delta.detach()  # type: ignore[attr-defined]
+        return loss, delta
 
     def as_targets(self, name: str, y: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
         targets = super().as_targets(name, y, shape, like)

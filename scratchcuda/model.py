@@ -199,7 +199,9 @@ class Model(Parameters):
         """
         _checks.non_negative("lr", lr)
         options = self._decay_options(_checks.non_negative("weight_decay", weight_decay))
-        delta = self.loss_f.backward(y_pred, y_true)
+        self._backpropagate(self.loss_f.backward(y_pred, y_true), lr, options)
+
+    def _backpropagate(self, delta: Tensor, lr: float, options: dict[str, float]) -> None:
         for layer in reversed(self.layers):
             if isinstance(layer, Activation):
                 delta = layer.backward(delta, layer.a)
@@ -258,11 +260,15 @@ class Model(Parameters):
         self._settle(x_train)
         batch_size = min(batch_size, len(y))
 
-        def step(x: Tensor, y: Tensor) -> float:
+        def step(x: Tensor, y: Tensor) -> float | Tensor:
             y_pred = self.__forward__(x)
-            loss = self.loss_f(y_pred, y)
+            if original(self):
+                loss, delta = self.loss_f.loss_and_gradient(y_pred, y)
+                self._backpropagate(delta, lr, options)
+                return loss
+            mean = self.loss_f(y_pred, y)
             self.update(y_pred, y, lr, **options)
-            return loss
+            return mean
 
         network: Network | str = "the model has methods of its own"
         if not plan:

@@ -1,50 +1,23 @@
-"""The operations: one table of schemas, and a checked public function for each.
+"""The operations: a checked, public function for each.
 
-A reader follows one chain: the public function here, then what serves it. That is its twin in
-:mod:`scratchcuda.tensor_ops`, called directly, with no dispatcher in between; or, on the backend "emulator", its kernel
-(:mod:`scratchcuda._emulator`, then ``csrc/kernels``). The twins are also registered as ``torch.ops.scratchcuda.*``,
-from :data:`SCHEMAS`. Those raw ops are private, because an op without an autograd formula loses gradients silently,
-while the public functions are differentiable.
+A reader follows one chain: the schema (:mod:`scratchcuda._library`), the public function here, then what serves it for
+the tensors at hand (:mod:`scratchcuda._backend`): its twin in :mod:`scratchcuda.tensor_ops`, called directly, with no
+dispatcher in between; or the registered op in ``csrc/ops``, which launches its kernel in ``csrc/kernels``, for CUDA
+tensors and on the emulator.
 
 All tensors of a call share one floating-point dtype and one device; any strides will do. A wrong dtype raises
 TypeError, everything else that does not fit raises ValueError, before anything is written.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from scratchcuda import _backend, _checks, _emulator, tensor_ops
-
-SCHEMAS = {
-    "dense": "(Tensor x, Tensor w, Tensor b, str activation) -> Tensor",
-    "dense_backward_input": "(Tensor delta, Tensor w) -> Tensor",
-    "dense_backward_weights": "(Tensor delta, Tensor x) -> (Tensor, Tensor)",
-    "dense_update_": "(Tensor delta, Tensor x, Tensor(a!) w, Tensor(b!) b, float lr, float weight_decay) -> ()",
-    "relu": "(Tensor z) -> Tensor",
-    "sigmoid": "(Tensor z) -> Tensor",
-    "tanh": "(Tensor z) -> Tensor",
-    "softmax": "(Tensor z) -> Tensor",
-    "relu_backward": "(Tensor delta, Tensor a) -> Tensor",
-    "sigmoid_backward": "(Tensor delta, Tensor a) -> Tensor",
-    "tanh_backward": "(Tensor delta, Tensor a) -> Tensor",
-    "softmax_backward": "(Tensor delta, Tensor a) -> Tensor",
-    "mse": "(Tensor y_pred, Tensor y_true) -> (Tensor, Tensor)",
-    "cross_entropy": "(Tensor scores, Tensor y_true) -> (Tensor, Tensor)",
-    "sgd_update_": "(Tensor(a!)[] params, Tensor[] grads, float lr, float weight_decay) -> ()",
-}
+from scratchcuda import _checks
+from scratchcuda._backend import serving
 
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "softmax")
-
-_library = torch.library.Library("scratchcuda", "DEF")
-for _name, _schema in SCHEMAS.items():
-    _twin = getattr(tensor_ops, _name)
-    _library.define(_name + _schema)
-    _library.impl(_name, _twin, "CompositeExplicitAutograd")
-    # A twin is written in tensor operations, so that it computes shapes as well as values.
-    torch.library.register_fake(f"scratchcuda::{_name}", _twin, lib=_library)
 
 
 def dense(x: Tensor, w: Tensor, b: Tensor, activation: str = "none") -> Tensor:
@@ -66,7 +39,7 @@ def dense(x: Tensor, w: Tensor, b: Tensor, activation: str = "none") -> Tensor:
     _checks.shape("b", b, (w.shape[1],))
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return _serving("dense", x, w, b)(x, w, b, activation)
+    return serving("dense", x, w, b)(x, w, b, activation)
 
 
 def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
@@ -82,7 +55,7 @@ def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
     _checks.floating("delta", delta)
     _weights("delta", delta, w)
     _checks.features("delta", delta, w.shape[1])
-    return _serving("dense_backward_input", delta, w)(delta, w)
+    return serving("dense_backward_input", delta, w)(delta, w)
 
 
 def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +69,7 @@ def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         ``x^T delta`` (n_in, n_out), and the sum of delta's rows (n_out,).
     """
     _rows(delta, x)
-    return _serving("dense_backward_weights", delta, x)(delta, x)
+    return serving("dense_backward_weights", delta, x)(delta, x)
 
 
 def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float = 0.0) -> None:
@@ -120,55 +93,57 @@ def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, wei
     _checks.writable("w", w)
     _checks.writable("b", b)
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
-    _serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
+    with torch.no_grad():
+        serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
+    _written(w, b)
 
 
 def relu(z: Tensor) -> Tensor:
     """``max(z, 0)``, any shape."""
     _checks.floating("z", z)
-    return _serving("relu", z)(z)
+    return serving("relu", z)(z)
 
 
 def sigmoid(z: Tensor) -> Tensor:
     """``1 / (1 + exp(-z))``, any shape."""
     _checks.floating("z", z)
-    return _serving("sigmoid", z)(z)
+    return serving("sigmoid", z)(z)
 
 
 def tanh(z: Tensor) -> Tensor:
     """``tanh(z)``, any shape."""
     _checks.floating("z", z)
-    return _serving("tanh", z)(z)
+    return serving("tanh", z)(z)
 
 
 def softmax(z: Tensor) -> Tensor:
     """``exp(z_i) / sum_j exp(z_j)`` over the last dimension, any shape."""
     _checks.floating("z", z)
-    return _serving("softmax", z)(z)
+    return serving("softmax", z)(z)
 
 
 def relu_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta`` where ``a > 0``, else 0, with ``a = relu(z)``; both of one shape."""
     _outputs(delta, a)
-    return _serving("relu_backward", delta, a)(delta, a)
+    return serving("relu_backward", delta, a)(delta, a)
 
 
 def sigmoid_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta a (1 - a)``, with ``a = sigmoid(z)``; both of one shape."""
     _outputs(delta, a)
-    return _serving("sigmoid_backward", delta, a)(delta, a)
+    return serving("sigmoid_backward", delta, a)(delta, a)
 
 
 def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta (1 - a^2)``, with ``a = tanh(z)``; both of one shape."""
     _outputs(delta, a)
-    return _serving("tanh_backward", delta, a)(delta, a)
+    return serving("tanh_backward", delta, a)(delta, a)
 
 
 def softmax_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``a (delta - sum(delta a))``, sums over the last dimension, with ``a = softmax(z)``; both of one shape."""
     _outputs(delta, a)
-    return _serving("softmax_backward", delta, a)(delta, a)
+    return serving("softmax_backward", delta, a)(delta, a)
 
 
 def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +159,7 @@ def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     _checks.floating("y_pred", y_pred)
     _checks.alike("y_true", y_true, "y_pred", y_pred)
     _checks.shape("y_true", y_true, tuple(y_pred.shape))
-    return _serving("mse", y_pred, y_true)(y_pred, y_true)
+    return serving("mse", y_pred, y_true)(y_pred, y_true)
 
 
 def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +167,8 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         scores: unnormalised log-probabilities (m, classes).
-        y_true: probabilities (m, classes), or class indices (m,) of an integer dtype.
+        y_true: probabilities (m, classes), or class indices (m,) of an integer dtype. On a GPU their range is not
+            checked, because that would wait for it: an index that is no class makes loss and gradient NaN.
 
     Returns:
         the loss (), and its gradient with respect to scores (m, classes).
@@ -204,37 +180,73 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     if y_true.dim() == 1:
         _checks.on_device("y_true", y_true, "scores", scores.device)
         _checks.same_length("y_true", y_true, "scores", scores)
-        _checks.class_indices("y_true", y_true, scores.shape[1])
-        return _serving("cross_entropy", scores)(scores, y_true.long())
+        _checks.class_indices("y_true", y_true, None if scores.is_cuda else scores.shape[1])
+        y_true = y_true.long()
+        return serving("cross_entropy", scores, y_true)(scores, y_true)
     _checks.alike("y_true", y_true, "scores", scores)
     _checks.shape("y_true", y_true, tuple(scores.shape))
-    return _serving("cross_entropy", scores, y_true)(scores, y_true)
+    return serving("cross_entropy", scores, y_true)(scores, y_true)
 
 
-def sgd_update_(params: list[Tensor], grads: list[Tensor], lr: float, weight_decay: float = 0.0) -> None:
-    """One step of stochastic gradient descent in place, ``p <- p - lr (g + weight_decay p)``, as torch.optim.SGD.
+def sgd_update_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    momentum_buffers: Sequence[Tensor] = (),
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    is_first_step: bool = False,
+) -> None:
+    """One step of stochastic gradient descent in place, as torch.optim.SGD.
+
+    ``g <- -g`` to maximize; ``g <- g + weight_decay p``; with momentum ``m <- momentum m + (1 - dampening) g``, then
+    ``g <- m``, or ``g + momentum m`` with nesterov; ``p <- p - lr g``.
 
     Args:
-        params: tensors to update, of any sizes.
-        grads: one gradient for each, of its shape.
+        params: tensors p to update, of any sizes and floating-point dtypes, on one device, each only once.
+        grads: one gradient g for each, of its shape and dtype.
         lr: learning rate, finite, at least 0.
         weight_decay: factor of the L2 penalty, finite, at least 0.
+        momentum_buffers: with momentum, a tensor m for each parameter, of its shape and dtype.
+        momentum: finite, at least 0; 0 is none.
+        dampening: of the gradient that joins the momentum, finite.
+        nesterov: Nesterov's momentum, which needs momentum and no dampening.
+        maximize: ascend instead.
+        is_first_step: the buffers hold nothing yet; they become the gradients.
     """
-    if len(params) != len(grads):
-        raise ValueError(f"grads has {len(grads)} tensors, expected {len(params)} as params")
-    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-        _checks.floating(f"params[{i}]", p)
-        _checks.alike(f"grads[{i}]", g, f"params[{i}]", p)
-        _checks.shape(f"grads[{i}]", g, tuple(p.shape))
+    params, grads, momentum_buffers = list(params), list(grads), list(momentum_buffers)
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
-    _serving("sgd_update_", *params, *grads)(params, grads, lr, weight_decay)
+    momentum, dampening = _checks.non_negative("momentum", momentum), _checks.finite("dampening", dampening)
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise ValueError(f"nesterov needs momentum and no dampening, got momentum {momentum}, dampening {dampening}")
+    for i, p in enumerate(params):
+        _checks.floating(f"params[{i}]", p)
+        _checks.on_device(f"params[{i}]", p, "params[0]", params[0].device)
+        _checks.writable(f"params[{i}]", p)
+    if len({id(p) for p in params}) < len(params):
+        raise ValueError("params holds a tensor twice, expected each only once")
+    beside = {"grads": grads, "momentum_buffers": momentum_buffers} if momentum else {"grads": grads}
+    for name, tensors in beside.items():
+        if len(tensors) != len(params):
+            raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(params)} as params")
+        for i, (p, tensor) in enumerate(zip(params, tensors, strict=True)):
+            _checks.alike(f"{name}[{i}]", tensor, f"params[{i}]", p)
+            _checks.shape(f"{name}[{i}]", tensor, tuple(p.shape))
+    for i, buffer in enumerate(momentum_buffers if momentum else ()):
+        _checks.writable(f"momentum_buffers[{i}]", buffer)
+    options = lr, weight_decay, momentum, dampening, nesterov, maximize, is_first_step
+    with torch.no_grad():
+        serving("sgd_update_", *params, *grads, *momentum_buffers)(params, grads, momentum_buffers, *options)
+    _written(*params, *momentum_buffers)
 
 
-def _serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """What computes the op on the backend in use."""
-    if _backend.current == "emulator":
-        return _emulator.serving(name, *tensors)
-    return getattr(tensor_ops, name)
+def _written(*tensors: Tensor) -> None:
+    """Bump versions: kernels write behind autograd's back, and a graph that saved these tensors must raise, not lie."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
 def _rows(delta: Tensor, x: Tensor) -> None:

@@ -41,8 +41,8 @@ def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float) -> None:
     # delta (..., n_out), x (..., n_in), w (n_in, n_out), b (n_out,)
     dw, db = dense_backward_weights(delta, x)
-    sgd_update_([w], [dw], lr, weight_decay)
-    sgd_update_([b], [db], lr, 0.0)
+    sgd_update_([w], [dw], [], lr, weight_decay)
+    sgd_update_([b], [db], [], lr)
 
 
 def relu(z: Tensor) -> Tensor:
@@ -96,10 +96,30 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def sgd_update_(params: list[Tensor], grads: list[Tensor], lr: float, weight_decay: float) -> None:
-    # p <- p - lr (g + weight_decay p), rounded in the order of torch.optim.SGD
+def sgd_update_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    lr: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    is_first_step: bool = False,
+) -> None:
+    # rounded in the order of torch.optim.SGD
     if not params:
         return
+    if maximize:
+        grads = list(torch._foreach_neg(grads))
     if weight_decay:
         grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
+    if momentum:
+        if is_first_step:
+            torch._foreach_copy_(momentum_buffers, grads)
+        else:
+            torch._foreach_mul_(momentum_buffers, momentum)
+            torch._foreach_add_(momentum_buffers, grads, alpha=1 - dampening)
+        grads = list(torch._foreach_add(grads, momentum_buffers, alpha=momentum)) if nesterov else momentum_buffers
     torch._foreach_add_(params, grads, alpha=-lr)

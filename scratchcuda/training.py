@@ -63,7 +63,7 @@ class GeneralPath(FitPath):
 
     def __init__(
         self,
-        step: Callable[[Tensor, Tensor], float],
+        step: Callable[[Tensor, Tensor], float | Tensor],
         evaluate: Callable[[], float],
         x: Tensor,
         y: Tensor,
@@ -77,9 +77,13 @@ class GeneralPath(FitPath):
         self.batches = list(zip(x.split(self.batch_size), y.split(self.batch_size), strict=True))
 
     def epoch(self, stop: "HeldInterrupt", losses: list[float]) -> None:
-        for x, y in self.batches:
-            losses.append(self.step(x, y))
-            stop.check()
+        found: list[float | Tensor] = []  # tensors stay on their device: to read one is to wait for it
+        try:
+            for x, y in self.batches:
+                found.append(self.step(x, y))
+                stop.check()
+        finally:
+            losses += torch.stack(found).tolist() if all(isinstance(loss, Tensor) for loss in found) else found  # type: ignore
 
     def validate(self) -> float:
         return self.evaluate()

@@ -24,14 +24,14 @@ print(ctypes.CDLL(sys.argv[1]).run_fault(sys.argv[2].encode(), out, 256, 0))
 
 @pytest.fixture(scope="module")
 def library():
-    return _emulator.load(_build.emulator(extra=[FAULTS]))
+    return _emulator.controls(_build.emulator(extra=[FAULTS]))
 
 
 def run(library, name, cooperative=False):
     """The error's name, its message, and the first 256 floats that the kernel wrote."""
     out = (ctypes.c_float * 256)()
     error = library.run_fault(name.encode(), out, 256, int(cooperative))
-    message = library.emulator_message().decode() if error else ""
+    message = library.cudaGetErrorString(0).decode() if error else ""
     return library.cudaGetErrorName(error).decode(), message, list(out)
 
 
@@ -157,7 +157,7 @@ def test_limits_are_those_of_cuda(library, grid, block, shared_bytes, error):
 
 def test_shared_memory_beyond_48_kib_has_to_be_asked_for(library):
     assert library.run_unasked(49 * 1024) == 1  # cudaErrorInvalidValue
-    assert "at most 49152 unless asked for" in library.emulator_message().decode()
+    assert "at most 49152 unless asked for" in library.cudaGetErrorString(0).decode()
 
 
 def test_launches_are_recorded(library):

@@ -93,7 +93,7 @@ def short(kernels: Iterable[str]) -> list[str]:
     text = re.sub(r"(elementwise<\w+), \d", r"\1", text)
     text = re.sub(r"(softmax_rows<\w+), 1", r"\1, forward", text)
     text = re.sub(r"(softmax_rows<\w+), 2", r"\1, backward", text)
-    for name, size in re.findall(r"constexpr int (warp|block) = (\d+);", (KERNELS / "softmax.cu").read_text()):
+    for name, size in re.findall(r"constexpr int (warp|block) = (\d+);", (KERNELS / "reduce.cuh").read_text()):
         text = text.replace(f"ward, {size}", f"ward, {name}")
     text = re.sub(r"StoreOutput<\w+>", "store", re.sub(r"TakeGradient<\w+>", "gradient", text))
     return [re.sub(r"[<>, ]+", " ", line).strip().lower() for line in text.splitlines()]

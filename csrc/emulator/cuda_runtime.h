@@ -86,9 +86,13 @@ cudaError_t cudaGetLastError();
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int* device);
 const char* cudaGetErrorName(cudaError_t error);
+const char* cudaGetErrorString(cudaError_t error);
 }
 
 namespace emulator {
+
+// The stream that torch would call current.
+cudaStream_t current_stream();
 
 // The line of a kernel that an error names.
 struct Where {
@@ -98,7 +102,7 @@ struct Where {
 // As last parameters: the caller's own place.
 #define EMULATOR_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-constexpr size_t most_parameter_bytes = 4096;
+constexpr size_t most_parameter_bytes = 32764;
 
 // Runs call(arguments) as every thread of the launch.
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*call)(const void*), const void* arguments);

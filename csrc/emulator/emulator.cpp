@@ -113,6 +113,7 @@ uint64_t random_state = 0;
 thread_local std::string message;
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local int current_device = 0;
+thread_local cudaStream_t stream = nullptr;
 std::map<const void*, size_t> asked_shared;
 bool recording = false;
 std::vector<Record> records;
@@ -349,6 +350,8 @@ cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel, b
 
 }  // namespace
 
+cudaStream_t current_stream() { return stream; }
+
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*call)(const void*),
                 const void* arguments) {
     const std::lock_guard<std::mutex> lock(one_launch);
@@ -568,9 +571,12 @@ const char* cudaGetErrorName(cudaError_t error) {
     return "cudaErrorUnknown";
 }
 
+// Of the last error, with the thread and the line.
+const char* cudaGetErrorString(cudaError_t) { return message.c_str(); }
+
 // Besides CUDA's: what Python asks of the emulator itself.
 
-const char* emulator_message() { return message.c_str(); }
+void emulator_set_stream(uint64_t number) { stream = reinterpret_cast<cudaStream_t>(number); }
 
 void emulator_seed(uint64_t seed) {
     const std::lock_guard<std::mutex> lock(one_launch);

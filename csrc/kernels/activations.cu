@@ -81,7 +81,7 @@ cudaError_t launch_elementwise(const Tensor (&tensors)[inputs + 1], F f, cudaStr
         for (const Tensor& tensor : tensors) call.packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
         const int64_t block = elementwise_threads * per_access<T>;
         const int64_t blocks = (elements.length + block - 1) / block;
-        return launch(elementwise<T, inputs, F>, blocks, 1, elementwise_threads, 0, stream, call);
+        return launch<elementwise<T, inputs, F>, elementwise_threads>(blocks, 1, stream, call);
     });
 }
 

@@ -95,7 +95,7 @@ static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
 }
 
 // f(x w + b), with a bias of null for none.
-static cudaError_t product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor& out, bool w_transposed,
+static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor& out, bool w_transposed,
                            Activation f, Tile tile, cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -111,7 +111,7 @@ static cudaError_t product(const Tensor& x, const Tensor& w, const Tensor* b, co
     });
 }
 
-static cudaError_t gradient(const Tensor& delta, const Tensor& x, const Tensor& w, const Tensor& b, bool updates,
+static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const Tensor& w, const Tensor& b, bool updates,
                             double lr, double weight_decay, void* workspace, Tile tile, cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -130,40 +130,32 @@ static cudaError_t gradient(const Tensor& delta, const Tensor& x, const Tensor& 
         if (error != cudaSuccess || parts == 1) return error;
         take.partials = nullptr;
         const int64_t blocks = (take.outputs() + adding_threads - 1) / adding_threads;
-        return launch(add_partials<T>, blocks, 1, adding_threads, 0, stream, take, partials, static_cast<int>(parts));
+        return launch<add_partials<T>, adding_threads>(blocks, 1, stream, take, partials, static_cast<int>(parts));
     });
 }
 
-static int64_t rows(const Tensor& tensor) {
-    int64_t count = 1;
-    for (int d = 0; d + 1 < tensor.dims; ++d) count *= tensor.size[d];
-    return count;
-}
-
 cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream) {
-    return product(x, w, &b, a, false, f, tile, stream);
+    return launch_product(x, w, &b, a, false, f, tile, stream);
 }
 
 cudaError_t dense_backward_input(Tensor delta, Tensor w, Tensor dx, Tile tile, cudaStream_t stream) {
-    return product(delta, w, nullptr, dx, true, Activation::none, tile, stream);
+    return launch_product(delta, w, nullptr, dx, true, Activation::none, tile, stream);
 }
 
 cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,
                                    cudaStream_t stream) {
-    return gradient(delta, x, dw, db, false, 0, 0, workspace, tile, stream);
+    return launch_gradient(delta, x, dw, db, false, 0, 0, workspace, tile, stream);
 }
 
 cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, double weight_decay, void* workspace,
                          Tile tile, cudaStream_t stream) {
-    return gradient(delta, x, w, b, true, lr, weight_decay, workspace, tile, stream);
+    return launch_gradient(delta, x, w, b, true, lr, weight_decay, workspace, tile, stream);
 }
 
 int64_t dense_workspace_bytes(Tensor delta, Tensor x, Tile tile) {
     const int64_t n_in = x.size[x.dims - 1], n_out = delta.size[delta.dims - 1];
-    const int64_t parts = splits(rows(x), n_in, n_out, choose_tile(tile, n_in, n_out));
-    return parts > 1 ? parts * (n_in + 1) * n_out * (x.dtype == Dtype::float64 ? 8 : 4) : 0;
+    const int64_t parts = splits(product(x.size, x.dims - 1), n_in, n_out, choose_tile(tile, n_in, n_out));
+    return parts > 1 ? parts * (n_in + 1) * n_out * accumulator_bytes(x.dtype) : 0;
 }
-
-Tile matmul_tile(int64_t m, int64_t n) { return choose_tile(Tile::automatic, m, n); }
 
 }  // namespace scratchcuda

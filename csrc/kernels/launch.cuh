@@ -5,17 +5,37 @@
 
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 namespace scratchcuda {
 
 constexpr size_t shared_bytes_without_asking = 48 * 1024;
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks_x, int64_t blocks_y, unsigned threads,
-                   size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
+// A kernel, with the size of block and of shared memory that all its launches have.
+struct Kernel {
+    const void* function;
+    int threads;
+    size_t shared_bytes;
+};
+
+// All that this library can launch, for questions about their resources.
+inline std::vector<Kernel>& kernels() {
+    static std::vector<Kernel> all;
+    return all;
+}
+
+template <auto kernel, int threads, size_t shared_bytes>
+struct Registered {
+    inline static const bool done =
+        (kernels().push_back({reinterpret_cast<const void*>(kernel), threads, shared_bytes}), true);
+};
+
+template <auto kernel, int threads, size_t shared_bytes = 0, class... Arguments>
+cudaError_t launch(int64_t blocks_x, int64_t blocks_y, cudaStream_t stream, Arguments&&... arguments) {
+    static_cast<void>(Registered<kernel, threads, shared_bytes>::done);
     if (blocks_x > 0x7fffffff || blocks_y > 65535)
         return cudaErrorInvalidConfiguration;  // before they are cut to 32 bits
-    if (shared_bytes > shared_bytes_without_asking) {
+    if constexpr (shared_bytes > shared_bytes_without_asking) {
         const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                        cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
         if (error != cudaSuccess) return error;

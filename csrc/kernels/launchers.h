@@ -11,7 +11,7 @@
 
 namespace scratchcuda {
 
-enum class Dtype : int32_t { float64, float32, float16, bfloat16 };
+enum class Dtype : int32_t { float64, float32, float16, bfloat16, int64 };
 
 enum class Activation : int32_t { none, relu, sigmoid, tanh };
 
@@ -26,8 +26,6 @@ struct Tensor {
     const int64_t* size;
     const int64_t* stride;
 };
-
-extern "C" {
 
 // a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,))
 cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
@@ -46,9 +44,6 @@ cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, 
 
 int64_t dense_workspace_bytes(Tensor delta, Tensor x, Tile tile);
 
-// The tile that `automatic` takes for an (m, n) product.
-Tile matmul_tile(int64_t m, int64_t n);
-
 // Elementwise on tensors of one shape: a = f(z), and dz = delta f'(z), with the derivative in terms of a.
 cudaError_t activation_forward(Tensor z, Tensor a, Activation f, cudaStream_t stream);
 cudaError_t activation_backward(Tensor delta, Tensor a, Tensor dz, Activation f, cudaStream_t stream);
@@ -56,6 +51,30 @@ cudaError_t activation_backward(Tensor delta, Tensor a, Tensor dz, Activation f,
 // Over the last dimension. The output may be the input.
 cudaError_t softmax_forward(Tensor z, Tensor a, cudaStream_t stream);
 cudaError_t softmax_backward(Tensor delta, Tensor a, Tensor dz, cudaStream_t stream);
-}
+
+// A loss (), and its gradient with respect to the first tensor. `workspace` has the bytes that ..._workspace_bytes
+// tells, aligned to 8; it may be null where they are 0.
+cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void* workspace, cudaStream_t stream);
+int64_t mse_workspace_bytes(Tensor y_pred);
+
+// scores (m, classes); y_true (m, classes), or class indices (m,) of int64, of which none is read beyond its row.
+cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, Tensor gradient, void* workspace,
+                          cudaStream_t stream);
+int64_t cross_entropy_workspace_bytes(Tensor scores);
+
+// The options of torch.optim.SGD.
+struct Sgd {
+    double lr, weight_decay, momentum, dampening;
+    bool nesterov, maximize;
+    bool is_first_step;  // the momentum buffers hold nothing yet
+};
+
+// Of each parameter, its gradient and, if there is momentum, its buffer have its shape and dtype.
+struct SgdTensors {
+    const Tensor *params, *grads, *momentum_buffers;
+    int64_t count;
+};
+
+cudaError_t sgd_update(SgdTensors tensors, Sgd sgd, cudaStream_t stream);
 
 }  // namespace scratchcuda

@@ -13,6 +13,13 @@ namespace scratchcuda {
 
 constexpr int max_dims = 16;
 
+// The number of elements of so many dimensions.
+inline int64_t product(const int64_t* size, int dims) {
+    int64_t count = 1;
+    for (int d = 0; d < dims; ++d) count *= size[d];
+    return count;
+}
+
 // One index over merged dimensions, the innermost first.
 struct Axis {
     int64_t length = 1;
@@ -85,12 +92,12 @@ bool as_matrix(const Tensor& tensor, Matrix<T>& matrix) {
 }
 
 // One index over `count` tensors of one shape, element by element.
-template <int count>
+template <int count, int most_dims = max_dims>
 struct Elements {
     int64_t length = 1;
     int dims = 0;
-    int64_t size[max_dims];
-    int64_t stride[count][max_dims];
+    int64_t size[most_dims];
+    int64_t stride[count][most_dims];
 
     __device__ void offsets(int64_t i, int64_t (&sum)[count]) const {
         for (int t = 0; t < count; ++t) sum[t] = 0;
@@ -110,8 +117,8 @@ struct Elements {
 };
 
 // The dimensions are taken in the order of the last tensor's strides, so that transposed ones merge too.
-template <int count>
-bool as_elements(const Tensor (&tensors)[count], Elements<count>& elements) {
+template <int count, int most_dims>
+bool as_elements(const Tensor (&tensors)[count], Elements<count, most_dims>& elements) {
     const Tensor& last = tensors[count - 1];
     std::vector<int> order(last.dims);
     for (int d = 0; d < last.dims; ++d) {
@@ -130,7 +137,7 @@ bool as_elements(const Tensor (&tensors)[count], Elements<count>& elements) {
             elements.size[top] *= last.size[d];
             continue;
         }
-        if (elements.dims == max_dims) return false;
+        if (elements.dims == most_dims) return false;
         elements.size[elements.dims] = last.size[d];
         for (int t = 0; t < count; ++t) elements.stride[t][elements.dims] = tensors[t].stride[d];
         ++elements.dims;

@@ -290,11 +290,11 @@ cudaError_t launch_matmul(Tile tile, const Matrix<T>& a, const Matrix<T>& b, int
         const int64_t rows = std::max<int64_t>(1, a.rows.length);  // without rows, column sums are still due
         const int64_t blocks = tiles(tile, rows, b.columns.length);
         constexpr int part_rows = Shape::rows / Shape::thread_rows * run<T>;
-        const size_t shared_bytes =
+        constexpr size_t shared_bytes =
             std::max(Shape::stages * Shape::depth * (pitch<T, Shape::rows> + pitch<T, Shape::columns>)*sizeof(T),
                      part_rows * pitch<Accumulator<T>, Shape::columns> * sizeof(Accumulator<T>));
-        return launch(matmul<T, Shape, Epilogue>, blocks, splits, Shape::threads, shared_bytes, stream, product,
-                      epilogue);
+        return launch<matmul<T, Shape, Epilogue>, Shape::threads, shared_bytes>(blocks, splits, stream, product,
+                                                                                epilogue);
     });
 }
 

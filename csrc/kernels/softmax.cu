@@ -13,40 +13,9 @@
 #include "instructions.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
+#include "reduce.cuh"
 
 namespace scratchcuda {
-
-constexpr int warp = 32;
-constexpr int block = 512;
-constexpr unsigned all_lanes = 0xffffffff;
-
-struct Add {
-    template <class A>
-    __device__ A operator()(A a, A b) const {
-        return a + b;
-    }
-};
-
-struct Maximum {
-    template <class A>
-    __device__ A operator()(A a, A b) const {
-        return a < b ? b : a;
-    }
-};
-
-// Combines the values of a team's threads, and gives each of them the result.
-template <int team, class A, class F>
-__device__ A reduce(A value, F combine, A* shared) {
-    for (int step = warp / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(all_lanes, value, step));
-    if constexpr (team > warp) {
-        if (threadIdx.x % warp == 0) shared[threadIdx.x / warp] = value;
-        __syncthreads();
-        value = shared[0];
-        for (int w = 1; w < team / warp; ++w) value = combine(value, shared[w]);
-        __syncthreads();  // before the next call writes
-    }
-    return value;
-}
 
 template <class T, int inputs>
 struct Rows {
@@ -150,8 +119,8 @@ template <class T, int inputs, int team, int kept>
 cudaError_t launch_rows(const Rows<T, inputs>& rows, cudaStream_t stream) {
     const int64_t teams = softmax_threads<team> / team;
     const int64_t blocks = (rows.out.rows.length + teams - 1) / teams;
-    const size_t shared_bytes = team / warp * sizeof(Accumulator<T>);
-    return launch(softmax_rows<T, inputs, team, kept>, blocks, 1, softmax_threads<team>, shared_bytes, stream, rows);
+    constexpr size_t shared_bytes = team / warp * sizeof(Accumulator<T>);
+    return launch<softmax_rows<T, inputs, team, kept>, softmax_threads<team>, shared_bytes>(blocks, 1, stream, rows);
 }
 
 // The output is the last of the tensors.

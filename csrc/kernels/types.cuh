@@ -21,6 +21,8 @@ struct AccumulatorOf<double> {
 };
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
+inline int64_t accumulator_bytes(Dtype dtype) { return dtype == Dtype::float64 ? 8 : 4; }
+inline int64_t element_bytes(Dtype dtype) { return dtype >= Dtype::float16 ? 2 : accumulator_bytes(dtype); }
 
 __device__ inline double widen(double value) { return value; }
 __device__ inline float widen(float value) { return value; }
@@ -71,6 +73,8 @@ cudaError_t dispatch(Dtype dtype, Body body) {
             return body(__half{});
         case Dtype::bfloat16:
             return body(__nv_bfloat16{});
+        case Dtype::int64:  // of class indices
+            break;
     }
     return cudaErrorInvalidValue;
 }

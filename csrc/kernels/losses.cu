@@ -1,0 +1,272 @@
+// Losses, each with its gradient in one pass over the data. Mean squared error of n elements: sum (p - t)^2 / n, and
+// 2 (p - t) / n. Cross-entropy of m rows of scores z against probabilities t: log p_j = z_j - max - log sum_k
+// exp(z_k - max), the loss is -sum t_j log p_j / m over all rows, the gradient (p_j sum_k t_k - t_j) / m. A class index
+// stands for a row with a one in its place, and picks log p instead of multiplying: a score of -inf elsewhere is let
+// alone. An index that is no class makes loss and gradient NaN.
+//
+// Threads: as in activations.cu for mse (a thread takes 16 bytes of elements at a time) and as in softmax.cu for
+// cross_entropy (a team of threads takes a row and keeps it in registers, or reads a very long one twice); both walk on
+// by the size of the grid. Each block adds what its threads have summed, and a second kernel, of one block, adds the
+// blocks' sums; the number of blocks is a matter of shape alone, so that a shape has the same sums everywhere.
+// Least work for n elements of s bytes: 3 n s bytes moved, or 2 n s where targets are class indices; an exponential an
+// element in cross-entropy (it takes two, to keep fewer registers). The memory is the limit.
+
+#include <cmath>
+
+#include "instructions.cuh"
+#include "launch.cuh"
+#include "layout.cuh"
+#include "reduce.cuh"
+
+namespace scratchcuda {
+
+constexpr int64_t most_blocks = 1024;
+
+// Where the blocks' sums of a loss go: to the loss, if there is one block.
+template <class T>
+struct LossSum {
+    T* loss;
+    Accumulator<T>* partials;
+    Accumulator<T> count;  // that the loss is a mean of
+
+    __device__ void add_block(Accumulator<T> sum) const {
+        if (gridDim.x == 1) {
+            *loss = narrow<T>(sum / count);
+        } else {
+            partials[blockIdx.x] = sum;
+        }
+    }
+};
+
+template <class T>
+__global__ void __launch_bounds__(block) add_blocks(const __grid_constant__ LossSum<T> loss, int blocks) {
+    using A = Accumulator<T>;
+    SharedMemory memory;
+    A sum = 0;
+    for (int b = threadIdx.x; b < blocks; b += block) sum += loss.partials[b];
+    sum = reduce<block>(sum, Add{}, memory.take<A>(block / warp));
+    if (threadIdx.x == 0) loss.add_block(sum);
+}
+
+template <class T>
+struct Mse {
+    const T *y_pred, *y_true;
+    T* gradient;
+    Elements<3> elements;
+    bool packed;
+    LossSum<T> loss;
+
+    // Element i at offsets of each tensor: returns the square.
+    __device__ Accumulator<T> take(const T& p, const T& t, T& g) const {
+        const Accumulator<T> difference = widen(p) - widen(t);
+        g = narrow<T>(2 * difference / loss.count);
+        return difference * difference;
+    }
+};
+
+template <class T>
+__global__ void __launch_bounds__(block) mse_elements(const __grid_constant__ Mse<T> mse) {
+    using A = Accumulator<T>;
+    constexpr int count = per_access<T>;
+    using Packed = Pack<T, count>;
+    SharedMemory memory;
+    A sum = 0;
+    const int64_t length = mse.elements.length, step = int64_t(gridDim.x) * block * count;
+    const int64_t block_first = int64_t(blockIdx.x) * block * count;
+    for (int64_t first = block_first + threadIdx.x * (mse.packed ? count : 1); first < length; first += step) {
+        if (mse.packed && first + count <= length) {
+            const Packed p = *reinterpret_cast<const Packed*>(mse.y_pred + first);
+            const Packed t = *reinterpret_cast<const Packed*>(mse.y_true + first);
+            Packed g;
+            for (int e = 0; e < count; ++e) sum += mse.take(p.element[e], t.element[e], g.element[e]);
+            *reinterpret_cast<Packed*>(mse.gradient + first) = g;
+            continue;
+        }
+        for (int e = 0; e < count; ++e) {
+            const int64_t i = first + e * (mse.packed ? 1 : block);
+            if (i >= length) break;
+            int64_t at[3];
+            mse.elements.offsets(i, at);
+            sum += mse.take(mse.y_pred[at[0]], mse.y_true[at[1]], mse.gradient[at[2]]);
+        }
+    }
+    sum = reduce<block>(sum, Add{}, memory.take<A>(block / warp));
+    if (threadIdx.x == 0) mse.loss.add_block(sum);
+}
+
+template <class T>
+struct CrossEntropy {
+    Matrix<T> scores, targets, gradient;
+    const int64_t* classes;  // or null
+    int64_t classes_stride;
+    LossSum<T> loss;
+
+    // A row's targets; with a class index, `index` is its place.
+    struct Target {
+        typename Matrix<T>::Row row;
+        bool by_index;
+        int64_t index;
+
+        __device__ Accumulator<T> operator[](int64_t j) const {
+            return by_index ? Accumulator<T>(j == index) : widen(row[j]);
+        }
+        __device__ Accumulator<T> loss(Accumulator<T> target, Accumulator<T> log_p) const {
+            return by_index && target == 0 ? 0 : -target * log_p;
+        }
+    };
+    __device__ Target target(int64_t i) const {
+        if (classes) return {{}, true, classes[i * classes_stride]};
+        return {targets.row(i), false, 0};
+    }
+};
+
+// Returns this thread's part of the row's loss, and writes its part of the gradient. A thread keeps `kept` elements of
+// the row, or none if the row is read twice.
+template <class T, int team, int kept>
+__device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t i, Accumulator<T>* shared) {
+    using A = Accumulator<T>;
+    const int rank = threadIdx.x % team;
+    const int64_t columns = call.scores.columns.length;
+    const auto z = call.scores.row(i), gradient = call.gradient.row(i);
+    const auto t = call.target(i);
+    // Finite, so that a row that begins with -inf does not subtract it from itself.
+    A largest = lowest<A>(), sum = 0, targets = 0, loss = 0;
+    [[maybe_unused]] A part[kept > 0 ? kept : 1], target[kept > 0 ? kept : 1];
+    if constexpr (kept > 0) {
+#pragma unroll
+        for (int k = 0; k < kept; ++k) {
+            const int64_t j = rank + int64_t(k) * team;
+            const bool inside = j < columns;
+            part[k] = inside ? widen(z[j]) : -infinity<A>();
+            target[k] = inside ? t[j] : A(0);
+            largest = Maximum{}(largest, part[k]);
+            targets += target[k];
+        }
+        largest = reduce<team>(largest, Maximum{}, shared);
+#pragma unroll
+        for (int k = 0; k < kept; ++k) {
+            part[k] -= largest;
+            sum += std::exp(part[k]);
+        }
+    } else {
+        for (int64_t j = rank; j < columns; j += team) {
+            const A score = widen(z[j]);
+            if (score > largest) {
+                sum *= std::exp(largest - score);
+                largest = score;
+            }
+            sum += std::exp(score - largest);
+            targets += t[j];
+        }
+        const A row_largest = reduce<team>(largest, Maximum{}, shared);
+        sum *= std::exp(largest - row_largest);
+        largest = row_largest;
+    }
+    sum = reduce<team>(sum, Add{}, shared);
+    targets = reduce<team>(targets, Add{}, shared);
+    if (t.by_index && (t.index < 0 || t.index >= columns)) targets = loss = std::nan("");
+    const A log_sum = std::log(sum);
+    const auto take = [&](int64_t j, A shifted, A target_j) {
+        loss += t.loss(target_j, shifted - log_sum);
+        gradient[j] = narrow<T>((std::exp(shifted) / sum * targets - target_j) / call.loss.count);
+    };
+    if constexpr (kept > 0) {
+#pragma unroll
+        for (int k = 0; k < kept; ++k) {
+            const int64_t j = rank + int64_t(k) * team;
+            if (j < columns) take(j, part[k], target[k]);
+        }
+    } else {
+        for (int64_t j = rank; j < columns; j += team) take(j, widen(z[j]) - largest, t[j]);
+    }
+    return loss;
+}
+
+template <class T, int team, int kept>
+__global__ void __launch_bounds__(block) cross_entropy_rows(const __grid_constant__ CrossEntropy<T> call) {
+    using A = Accumulator<T>;
+    constexpr int teams = block / team;
+    SharedMemory memory;
+    A* shared = memory.take<A>(block / warp);
+    A loss = 0;
+    const int64_t step = int64_t(gridDim.x) * teams;
+    for (int64_t i = int64_t(blockIdx.x) * teams + threadIdx.x / team; i < call.scores.rows.length; i += step) {
+        loss += cross_entropy_row<T, team, kept>(call, i, shared);
+    }
+    loss = reduce<block>(loss, Add{}, shared);
+    if (threadIdx.x == 0) call.loss.add_block(loss);
+}
+
+static int64_t mse_blocks(int64_t elements) {
+    constexpr int64_t elements_of_a_block = 8192;  // small ones are done in one launch
+    return std::clamp<int64_t>((elements + elements_of_a_block - 1) / elements_of_a_block, 1, most_blocks);
+}
+
+static int64_t cross_entropy_blocks(int64_t rows, int64_t columns) {
+    constexpr int64_t rows_of_a_warp = 4;  // the same
+    const int64_t rows_of_a_block = columns <= 16 * warp ? block / warp * rows_of_a_warp : 1;
+    return std::clamp<int64_t>((rows + rows_of_a_block - 1) / rows_of_a_block, 1, most_blocks);
+}
+
+// The bytes of the blocks' sums.
+static int64_t partial_bytes(int64_t blocks, Dtype dtype) { return blocks > 1 ? blocks * accumulator_bytes(dtype) : 0; }
+
+// Launches `kernel`, and what adds its blocks' sums.
+template <class T, auto kernel, class Call>
+cudaError_t launch_loss(const Call& call, int64_t blocks, cudaStream_t stream) {
+    constexpr size_t shared_bytes = block / warp * sizeof(Accumulator<T>);
+    const cudaError_t error = launch<kernel, block, shared_bytes>(blocks, 1, stream, call);
+    if (error != cudaSuccess || blocks == 1) return error;
+    return launch<add_blocks<T>, block, shared_bytes>(1, 1, stream, call.loss, static_cast<int>(blocks));
+}
+
+cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void* workspace, cudaStream_t stream) {
+    Elements<3> elements;
+    if (!as_elements({y_pred, y_true, gradient}, elements)) return cudaErrorInvalidValue;
+    return dispatch(y_pred.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        using A = Accumulator<T>;
+        bool packed = elements.contiguous();
+        for (const Tensor& tensor : {y_pred, y_true, gradient}) {
+            packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
+        }
+        const LossSum<T> sum{static_cast<T*>(loss.data), static_cast<A*>(workspace), static_cast<A>(elements.length)};
+        const Mse<T> call{static_cast<const T*>(y_pred.data), static_cast<const T*>(y_true.data),
+                          static_cast<T*>(gradient.data),     elements,
+                          packed,                             sum};
+        return launch_loss<T, mse_elements<T>>(call, mse_blocks(elements.length), stream);
+    });
+}
+
+int64_t mse_workspace_bytes(Tensor y_pred) {
+    return partial_bytes(mse_blocks(product(y_pred.size, y_pred.dims)), y_pred.dtype);
+}
+
+cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, Tensor gradient, void* workspace,
+                          cudaStream_t stream) {
+    return dispatch(scores.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        using A = Accumulator<T>;
+        const int64_t rows = scores.size[0], columns = scores.size[1];
+        CrossEntropy<T> call{};
+        call.loss = {static_cast<T*>(loss.data), static_cast<A*>(workspace), static_cast<A>(rows)};
+        as_matrix(scores, call.scores);
+        as_matrix(gradient, call.gradient);
+        if (y_true.dims == 1) {
+            call.classes = static_cast<const int64_t*>(y_true.data), call.classes_stride = y_true.stride[0];
+        } else {
+            as_matrix(y_true, call.targets);
+        }
+        const int64_t blocks = cross_entropy_blocks(rows, columns);
+        if (columns <= 4 * warp) return launch_loss<T, cross_entropy_rows<T, warp, 4>>(call, blocks, stream);
+        if (columns <= 16 * warp) return launch_loss<T, cross_entropy_rows<T, warp, 16>>(call, blocks, stream);
+        if (columns <= 16 * block) return launch_loss<T, cross_entropy_rows<T, block, 16>>(call, blocks, stream);
+        return launch_loss<T, cross_entropy_rows<T, block, 0>>(call, blocks, stream);
+    });
+}
+
+int64_t cross_entropy_workspace_bytes(Tensor scores) {
+    return partial_bytes(cross_entropy_blocks(scores.size[0], scores.size[1]), scores.dtype);
+}
+
+}  // namespace scratchcuda

@@ -1,0 +1,118 @@
+// The dense layer's ops: forward, the gradients, and the update with no gradient stored.
+#include "checks.h"
+
+namespace scratchcuda::ops {
+
+Tile tile = Tile::automatic;
+
+namespace {
+
+using Sizes = std::vector<int64_t>;
+
+// The sizes of `tensor` with another last one.
+Sizes with_features(const stable::Tensor& tensor, int64_t features) {
+    Sizes sizes(tensor.sizes().begin(), tensor.sizes().end());
+    sizes.back() = features;
+    return sizes;
+}
+
+// x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
+stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const stable::Tensor& b,
+                     const std::string& activation) {
+    const Guard guard(x);
+    check_dtype("x", x);
+    check_alike("w", w, x, "x");
+    check_alike("b", b, x, "x");
+    check_dims("w", w, 2, "(n_in, n_out)");
+    check_features("x", x, w.size(0));
+    check_shape("b", b, Sizes{w.size(1)});
+    static const std::string names[] = {"none", "relu", "sigmoid", "tanh", "softmax"};
+    const auto* const name = std::find(std::begin(names), std::end(names), activation);
+    if (name == std::end(names)) {
+        refuse("activation is '", activation, "', expected one of none, relu, sigmoid, tanh, softmax");
+    }
+    check_here("x", x);
+    const bool softmax = activation == "softmax";
+    const auto f = softmax ? Activation::none : static_cast<Activation>(name - names);
+    const auto rows = operand(x);
+    auto a = empty(x, with_features(x, w.size(1)));
+    launched("dense", dense_forward(view(rows), view(w), view(b), view(a), f, tile, guard.stream));
+    if (softmax) launched("dense", softmax_forward(view(a), view(a), guard.stream));
+    return a;
+}
+
+// delta (..., n_out), w (n_in, n_out) -> (..., n_in)
+stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::Tensor& w) {
+    const Guard guard(delta);
+    check_dtype("delta", delta);
+    check_alike("w", w, delta, "delta");
+    check_dims("w", w, 2, "(n_in, n_out)");
+    check_features("delta", delta, w.size(1));
+    check_here("delta", delta);
+    const auto rows = operand(delta);
+    auto dx = empty(delta, with_features(delta, w.size(0)));
+    launched("dense_backward_input",
+             scratchcuda::dense_backward_input(view(rows), view(w), view(dx), tile, guard.stream));
+    return dx;
+}
+
+void check_rows(const stable::Tensor& delta, const stable::Tensor& x) {
+    check_dtype("delta", delta);
+    check_alike("x", x, delta, "delta");
+    const bool rows = x.dim() > 0 && delta.dim() == x.dim() &&
+                      with_features(delta, 0) == with_features(x, 0);
+    if (!rows) {
+        refuse("delta has shape ", text(delta.sizes()), ", expected (..., n_out) as x ", text(x.sizes()));
+    }
+}
+
+// delta (..., n_out), x (..., n_in) -> (n_in, n_out), (n_out,)
+std::tuple<stable::Tensor, stable::Tensor> dense_backward_weights(const stable::Tensor& delta,
+                                                                  const stable::Tensor& x) {
+    const Guard guard(delta);
+    check_rows(delta, x);
+    check_here("delta", delta);
+    const int64_t last = x.dim() - 1;
+    const auto delta_rows = operand(delta), x_rows = operand(x);
+    auto dw = empty(x, {x.size(last), delta.size(last)}), db = empty(x, {delta.size(last)});
+    const auto partials = workspace(x, dense_workspace_bytes(view(delta_rows), view(x_rows), tile));
+    launched("dense_backward_weights",
+             scratchcuda::dense_backward_weights(view(delta_rows), view(x_rows), view(dw), view(db),
+                                                 partials.data_ptr(), tile, guard.stream));
+    return {dw, db};
+}
+
+// delta (..., n_out), x (..., n_in), w (n_in, n_out), b (n_out,)
+void dense_update_(const stable::Tensor& delta, const stable::Tensor& x, const stable::Tensor& w,
+                   const stable::Tensor& b, double lr, double weight_decay) {
+    const Guard guard(delta);
+    check_rows(delta, x);
+    check_alike("w", w, delta, "delta");
+    check_alike("b", b, delta, "delta");
+    const int64_t last = x.dim() - 1;
+    check_shape("w", w, Sizes{x.size(last), delta.size(last)});
+    check_shape("b", b, Sizes{delta.size(last)});
+    check_writable("w", w);
+    check_writable("b", b);
+    check_non_negative("lr", lr);
+    check_non_negative("weight_decay", weight_decay);
+    check_here("delta", delta);
+    const auto delta_rows = operand(delta), x_rows = operand(x);
+    const auto partials = workspace(x, dense_workspace_bytes(view(delta_rows), view(x_rows), tile));
+    launched("dense_update_", dense_update(view(delta_rows), view(x_rows), view(w), view(b), lr, weight_decay,
+                                           partials.data_ptr(), tile, guard.stream));
+}
+
+}  // namespace
+
+SCRATCHCUDA_OPS(m) {
+    m.impl("dense", TORCH_BOX(&dense));
+    m.impl("dense_backward_input", TORCH_BOX(&dense_backward_input));
+    m.impl("dense_backward_weights", TORCH_BOX(&dense_backward_weights));
+    m.impl("dense_update_", TORCH_BOX(&dense_update_));
+}
+
+}  // namespace scratchcuda::ops
+
+// Takes this tile for all products from here on, for tests and measurements; a negative one chooses by shape again.
+extern "C" void scratchcuda_set_tile(int32_t tile) { scratchcuda::ops::tile = static_cast<scratchcuda::Tile>(tile); }
