@@ -83,7 +83,8 @@ class GeneralPath(FitPath):
                 found.append(self.step(x, y))
                 stop.check()
         finally:
-            losses += torch.stack(found).tolist() if all(isinstance(loss, Tensor) for loss in found) else found  # type: ignore
+            tensors = [loss for loss in found if isinstance(loss, Tensor)]
+            losses += torch.stack(tensors).tolist() if tensors else found
 
     def validate(self) -> float:
         return self.evaluate()

@@ -2,26 +2,52 @@
 
 import subprocess
 import sys
-import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import scratchcuda
-from scratchcuda import Dense, InputLayer, Model, Tanh, _backend, _build, _emulator, ops
+from scratchcuda import (
+    MSE,
+    CrossEntropy,
+    Dense,
+    InputLayer,
+    Linear,
+    Model,
+    ReLU,
+    Sigmoid,
+    SimpleLinearRegression,
+    Softmax,
+    Tanh,
+    _backend,
+    _build,
+    _emulator,
+    _library,
+    ops,
+    tensor_ops,
+)
 from scratchcuda.compare import WORKLOADS, Pair
 
 pytestmark = pytest.mark.backends("tensor")
 
 
+class Served(list):
+    """The names of the ops that kernels have served."""
+
+    ops = _emulator.current().ops
+
+    def __getattr__(self, name):
+        self.append(name)
+        return getattr(self.ops, name)
+
+
 @pytest.fixture
 def served(monkeypatch):
-    """The names of the ops that kernels have served."""
-    names = []
-    for name, kernel in _emulator.KERNELS.items():
-        monkeypatch.setitem(_emulator.KERNELS, name, lambda *args, n=name, k=kernel: (names.append(n), k(*args))[1])
+    names = Served()
+    monkeypatch.setattr(_emulator, "_usual", lambda: _emulator.Emulator(names, None))
     return names
 
 
@@ -50,7 +76,52 @@ def test_training_runs_on_kernels(served):
     with scratchcuda.use_backend("emulator"):
         history = model.fit(torch.randn(20, 5), torch.randn(20, 3), 2, 0.1, 10, verbose=False)
     assert (history.path, history.reason) == ("general", "the emulator trains layer by layer")
-    assert len(served) == 2 * 2 * (2 + 2 + 2 + 1)  # forward, input gradients, updates, the tanh's gradient
+    step = ["dense", "dense", "mse", *["dense_backward_input", "dense_update_"], "tanh_backward"]
+    assert served == 4 * [*step, *step[3:5]]
+
+
+@pytest.mark.parametrize("loss_f", [CrossEntropy(), MSE()], ids=repr)
+@pytest.mark.parametrize("last", [Softmax(), Tanh(), Linear()], ids=repr)
+def test_no_twin_has_a_part_in_training(last, loss_f, monkeypatch):
+    """Nor has any other product, activation, loss or update of torch's: what is left is copies and the like."""
+    for name in _library.SCHEMAS:
+        monkeypatch.setattr(tensor_ops, name, None)
+    layers = [InputLayer(5), Dense(8, Sigmoid()), Dense(4), ReLU(), Dense(3, last)]
+    with scratchcuda.use_backend("emulator"):
+        model = Model(layers, loss_f)
+        x, y = torch.randn(20, 5), torch.randint(3, (20,)) if isinstance(loss_f, CrossEntropy) else torch.randn(20, 3)
+        with Called() as called:
+            model.fit(x, y, 2, 0.1, 10, x, y, weight_decay=0.1, shuffle=True, verbose=False)
+            SimpleLinearRegression().fit(x[:, 0], x[:, 1], 2, 0.1, 10, x[:, 0], x[:, 1], verbose=False)
+    assert called.names <= LAYOUT | {"aminmax", "_local_scalar_dense"}  # class indices checked, validation losses read
+
+
+def test_nothing_waits_for_the_device_within_an_epoch():
+    model, x = Model([InputLayer(5), Dense(3, Softmax())], CrossEntropy()), torch.randn(20, 5)
+    for fitted, y in ((model, x[:, :3].softmax(1)), (Model([InputLayer(5), Dense(3)]), x[:, :3])):
+        with scratchcuda.use_backend("emulator"), Called() as called:
+            history = fitted.fit(x, y, 2, 0.1, 10, verbose=False)
+        assert called.names <= LAYOUT
+        assert len(history.step_loss) == 4
+        assert all(isinstance(loss, float) for loss in history.step_loss)
+
+
+#: Ops of torch's that compute nothing, and wait for nothing.
+LAYOUT = {"clone", "copy_", "detach", "empty", "empty_like", "new_empty", "_to_copy", "index", "randperm", "randn"}
+LAYOUT |= {"slice", "split", "select", "squeeze", "unsqueeze", "alias", "view", "stack", "cat"}
+
+
+class Called(TorchDispatchMode):
+    """The names of torch's own ops that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.name().startswith("scratchcuda"):
+            self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("workload", ["slr", "mlp", "digits"])
@@ -68,18 +139,6 @@ def test_training_repeats_bit_for_bit_in_any_order(workload):
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(found[0], other, strict=True))
 
 
-def test_ops_without_a_kernel_say_so():
-    missing = [name for name in ops.SCHEMAS if name not in _emulator.KERNELS]
-    assert missing == ["mse", "cross_entropy", "sgd_update_"]
-    _emulator._said.clear()
-    with scratchcuda.use_backend("emulator"), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            ops.mse(torch.zeros(2), torch.ones(2))
-    assert [str(w.message) for w in said] == ["mse has no kernel yet: its tensor twin serves it on the emulator"]
-    assert said[0].filename == __file__
-
-
 def test_twins_serve_where_autograd_records(served):
     x, w, b = torch.randn(4, 3), torch.randn(3, 2, requires_grad=True), torch.randn(2)
     with scratchcuda.use_backend("emulator"):
@@ -88,40 +147,88 @@ def test_twins_serve_where_autograd_records(served):
         with torch.no_grad():
             ops.dense(x, w, b)
         ops.dense_update_(torch.randn(4, 2), x, w, b, 0.1)
-    assert served == ["dense", "dense_update_"]
+        ops.sgd_update_([w], [torch.randn(3, 2)], 0.1)
+    assert served == ["dense", "dense_update_", "sgd_update_"]
 
 
-def test_an_update_bumps_versions():
-    """A graph that saved the parameter before the update must raise, not lie."""
-    for backend in ("tensor", "emulator"):
-        w, b = torch.randn(3, 2, requires_grad=True), torch.zeros(2)
-        loss = (w * w).sum()
-        with scratchcuda.use_backend(backend):
-            ops.dense_update_(torch.randn(4, 2), torch.randn(4, 3), w, b, 0.1)
+@pytest.mark.parametrize("backend_in_use", ["tensor", "emulator"])
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda p, other: ops.dense_update_(torch.randn(4, 2), torch.randn(4, 3), p, other, 0.1),
+        lambda p, other: ops.dense_update_(torch.randn(4, 2), torch.randn(4, 3), other, p, 0.1),
+        lambda p, other: ops.sgd_update_([other, p], [other.clone(), p.clone()], 0.1),
+        lambda p, other: ops.sgd_update_([other], [p.detach().clone()], 0.1, momentum=0.9, momentum_buffers=[p]),
+    ],
+    ids=["dense w", "dense b", "params", "momentum"],
+)
+def test_an_update_bumps_versions(update, backend_in_use, request):
+    """A graph that saved a tensor before the update must raise, not lie."""
+    shapes = {"dense w": [(3, 2), (2,)], "dense b": [(2,), (3, 2)]}.get(
+        request.node.callspec.id.split("-")[1], [(3,), (3,)]
+    )
+    with scratchcuda.use_backend(backend_in_use):
+        p, other = torch.randn(shapes[0], requires_grad=True), torch.zeros(shapes[1])
+        loss = (p * p).sum()
+        update(p, other)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
-        with torch.inference_mode(), scratchcuda.use_backend(backend):
-            ops.dense_update_(torch.randn(4, 2), torch.randn(4, 3), torch.zeros(3, 2), torch.zeros(2), 0.1)
+        with torch.inference_mode():
+            update(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
 
 
 @pytest.mark.parametrize(
     ("call", "exception", "message"),
     [
-        (lambda: scratchcuda.use_backend("cuda"), ValueError, "name is 'cuda', expected one of tensor, emulator"),
-        (lambda: _emulator.serving("tanh", torch.zeros(1).to(torch.float8_e4m3fn)), TypeError, "expected float64, fl"),
+        (
+            lambda: scratchcuda.use_backend("cuda"),
+            ValueError,
+            "name is 'cuda', expected one of auto, tensor, kernels, em",
+        ),
+        (lambda: ops.tanh(torch.zeros(1).to(torch.float8_e4m3fn)), TypeError, "expected float64, fl"),
         (lambda: _build.emulator(["sm_60"]), ValueError, "variant is 'sm_60', expected one of sm_75, fma"),
     ],
 )
 def test_refusals(call, exception, message):
-    with pytest.raises(exception, match=message):
+    with scratchcuda.use_backend("emulator"), pytest.raises(exception, match=message):
         call()
 
 
-def test_tensors_elsewhere_are_refused(monkeypatch):
-    monkeypatch.setattr(_emulator, "Tensor", SimpleNamespace)
-    tensor = SimpleNamespace(is_meta=False, is_neg=lambda: False, device=torch.device("cuda:0"), dtype=torch.float32)
-    with pytest.raises(ValueError, match="tanh got a tensor on device cuda:0, expected cpu"):
-        _emulator.serving("tanh", tensor)
+class OnDevice(SimpleNamespace):
+    """Stands in for a tensor of which _backend asks these questions."""
+
+    is_meta, requires_grad, dtype, is_neg = False, False, torch.float32, staticmethod(lambda: False)
+    is_cuda = property(lambda self: self.device.type == "cuda")
+
+
+def test_tensors_elsewhere_are_refused_on_the_emulator(monkeypatch):
+    monkeypatch.setattr(_backend, "Tensor", OnDevice)
+    with (
+        scratchcuda.use_backend("emulator"),
+        pytest.raises(ValueError, match="tanh got a tensor on device cuda:0, exp"),
+    ):
+        _backend.serving("tanh", OnDevice(device=torch.device("cuda:0")))
+
+
+def test_cuda_tensors_without_kernels(monkeypatch, recwarn):
+    """One warning that says why and what to do; an error where kernels are asked for."""
+    monkeypatch.setattr(_backend, "Tensor", OnDevice)
+    monkeypatch.setattr(_backend, "kernels_missing", lambda: "the reason; the cure")
+    _backend._warn_once.cache_clear()
+    cuda, cpu = OnDevice(device=torch.device("cuda:0")), OnDevice(device=torch.device("cpu"))
+    with scratchcuda.use_backend("auto"):
+        assert _backend.serving("tanh", cuda) is _backend.serving("tanh", cuda) is tensor_ops.tanh
+    (warning,) = recwarn.list
+    assert str(warning.message) == "CUDA tensors are served by torch's tensor operations, because the reason; the cure"
+    with scratchcuda.use_backend("kernels"):
+        assert _backend.serving("tanh", cpu) is tensor_ops.tanh
+        with pytest.raises(RuntimeError, match="tanh got CUDA tensors, but the reason; the cure"):
+            _backend.serving("tanh", cuda)
+    monkeypatch.setattr(_backend, "kernels_missing", lambda: "")
+    with scratchcuda.use_backend("auto"):
+        assert _backend.serving("tanh", cuda) == torch.ops.scratchcuda.tanh
+    with scratchcuda.use_backend("tensor"):
+        assert _backend.serving("tanh", cuda) is tensor_ops.tanh
 
 
 def test_twins_serve_what_has_no_numbers_in_memory(served):
@@ -140,7 +247,7 @@ def test_twins_serve_what_has_no_numbers_in_memory(served):
 def test_the_environment_is_checked_at_import(monkeypatch):
     monkeypatch.setenv("SCRATCHCUDA_BACKEND", "gpu")
     done = subprocess.run([sys.executable, "-c", "import scratchcuda"], capture_output=True, text=True, check=False)
-    assert "ValueError: SCRATCHCUDA_BACKEND is 'gpu', expected one of tensor, emulator" in done.stderr
+    assert "ValueError: SCRATCHCUDA_BACKEND is 'gpu', expected one of auto, tensor, kernels, emulator" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -167,7 +274,7 @@ def test_a_build_is_made_once_and_anew_for_other_sources(tmp_path, monkeypatch):
     assert _build.emulator() == _build.emulator()
     once = len(compiled)
     assert _build.emulator(extra=[broken]) != _build.emulator(["fma"])
-    assert len(compiled) == 3 * once + 1
+    assert len(compiled) == 3 * once + 1 - len(_build.op_sources())
     monkeypatch.undo()
     monkeypatch.setenv("SCRATCHCUDA_CACHE", str(tmp_path / "a cache"))
     broken.write_text("#error broken on purpose, again")
@@ -182,21 +289,3 @@ def test_sources_are_found_beside_the_package_and_within(tmp_path, monkeypatch):
         (place / "kernels").mkdir(parents=True)
         monkeypatch.setattr(_build, "_PACKAGE", tmp_path / "scratchcuda")
         assert _build.csrc() == place
-
-
-def test_no_copies_on_the_way_to_a_kernel(monkeypatch):
-    """Operands go in as they are, whatever their strides: see test_kernels.py for that they are right."""
-    seen = []
-    of = _emulator._Tensor.of
-    monkeypatch.setattr(_emulator._Tensor, "of", lambda tensor: (seen.append(tensor.data_ptr()), of(tensor))[1])
-    x, w, b = torch.randn(6, 4).mT, torch.randn(5, 12)[:, ::2].mT, torch.randn(10)[::2]
-    delta = torch.randn(5, 4).mT
-    with scratchcuda.use_backend("emulator"):
-        ops.dense(x, w, b)
-        ops.dense_backward_input(delta, w)
-        ops.dense_update_(delta, x, w, b, 0.1)
-        ops.tanh_backward(delta, delta.clone()[:, :])
-        ops.softmax(x)
-    assert {tensor.data_ptr() for tensor in (x, w, b, delta)} <= set(seen)
-    source = (_build._PACKAGE / "_emulator.py").read_text()
-    assert not any(copy in source for copy in ("contiguous(", ".clone(", "reshape(", ".copy_(", "resolve_"))

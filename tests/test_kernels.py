@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from scratchcuda import _build, _emulator, tensor_ops
+from scratchcuda import _emulator, tensor_ops
 
 pytestmark = pytest.mark.backends("emulator")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -98,7 +98,20 @@ def product(left, right):
 
 
 def plain(name, args):
-    """What a plain loop makes of a dense op, before the result is rounded to its dtype."""
+    """What a plain loop makes of a sum, before the result is rounded to its dtype."""
+    if name in ("mse", "cross_entropy"):
+        values, targets = (arg.to(sum_dtype(args[0].dtype)).numpy() for arg in args)
+        if name == "mse":
+            terms, count, gradient = (values - targets) ** 2, values.size, 2 * (values - targets) / values.size
+        else:
+            log_p, targets, count = (
+                torch.from_numpy(values).log_softmax(1).numpy(),
+                one_hot(targets, values),
+                len(values),
+            )
+            terms, gradient = -targets * log_p, np.exp(log_p) * targets.sum(1, keepdims=True) - targets
+            gradient /= count
+        return torch.as_tensor(np.add.accumulate(terms.ravel())[-1] / count), torch.from_numpy(gradient)
     rows = [as_rows(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
     if name == "dense":
         x, w, b, f = rows
@@ -129,6 +142,16 @@ def exact(name, args):
             return dw, db
         w, b, lr, weight_decay = rest[1:]
         return w - np.longdouble(lr) * (dw + np.longdouble(weight_decay) * w), b - np.longdouble(lr) * db
+    if name == "mse":
+        difference = first - rest[0]
+        return np.mean(difference**2), 2 * difference / difference.size
+    if name == "cross_entropy":
+        targets = one_hot(rest[0], first)
+        shifted = first - first.max(1, keepdims=True, initial=-np.inf)
+        log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        gradient = (np.exp(log_p) * targets.sum(1, keepdims=True) - targets) / len(first)
+        terms = np.where(targets == 0, 0, -targets * log_p) if rest[0].ndim == 1 else -targets * log_p
+        return terms.sum() / len(first), gradient
     if name == "softmax":
         powers = np.exp(first - first.max(-1, keepdims=True, initial=-np.inf))
         return (powers / powers.sum(-1, keepdims=True),)
@@ -143,6 +166,11 @@ def exact(name, args):
             "softmax_backward": lambda delta, a: a * (delta - (delta * a).sum(-1, keepdims=True)),
         }[name](first, *rest),
     )
+
+
+def one_hot(targets, scores):
+    """Class indices as rows."""
+    return np.equal(targets[:, None], np.arange(scores.shape[1])).astype(scores.dtype) if targets.ndim == 1 else targets
 
 
 def wide(values):
@@ -179,6 +207,13 @@ def magnitudes(name, args):
         args[0] = -args[0]  # it is subtracted
     if name.startswith("dense"):
         return exact(name, args)
+    if name == "mse":
+        args[1] = -args[1]
+        return exact(name, args)
+    if name == "cross_entropy":
+        scores, targets = wide(args[0]), one_hot(wide(args[1]), wide(args[0]))
+        spread = targets * (scores + np.log(np.exp(scores).sum(1, keepdims=True)))
+        return spread.sum() / len(scores), (targets.sum(1, keepdims=True) + targets) / len(scores)
     if not name.endswith("_backward"):
         return (0,)
     delta, a = map(wide, args)
@@ -198,12 +233,12 @@ def check(name, args, **options):
     """
     dtype = args[0].dtype
     others = [results(getattr(tensor_ops, name), name, args)]
-    if name.startswith("dense"):
-        others.append(plain(name, args))
     with np.errstate(all="ignore"):
+        if name.startswith(("dense", "mse", "cross")):
+            others.append(plain(name, args))
         truths, sums = exact(name, args), magnitudes(name, args)
     for i, ours in enumerate(results(functools.partial(kernel, name), name, args, **options)):
-        theirs, truth = others[0][i], truths[i].reshape(ours.shape)
+        theirs, truth = others[0][i], np.reshape(truths[i], ours.shape)
         assert (ours.dtype, ours.shape) == (dtype, theirs.shape)
         assert torch.equal(ours.isnan(), theirs.isnan())
         assert torch.equal(ours.isinf(), theirs.isinf())
@@ -480,3 +515,161 @@ def test_dense_activations_softmax_losses_sgd_run_on_the_stream_and_device_that_
     _emulator.record(False)
     controls.cudaSetDevice(0)
     controls.emulator_set_stream(0)
+
+
+@by_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1, 7, 9, 511, 1023, 1025, 8191, 8192, 8193, 30000])
+def test_losses_mse(size, layout, dtype):
+    """Sizes around those of an access of 16 bytes, of a round of a block, and of a second block."""
+    check("mse", tuple(laid_out(rand(size, dtype=dtype), layout) for _ in range(2)))
+    check("mse", (laid_out(rand(3, size // 3 + 1, dtype=dtype), layout), rand(3, size // 3 + 1, dtype=dtype)))
+
+
+@by_dtype
+@pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
+@pytest.mark.parametrize("columns", [1, 31, 33, 127, 128, 129, 511, 512, 513, 8191, 8192, 8193])
+def test_losses_cross_entropy(columns, layout, dtype):
+    """Around the sizes at which a row takes more registers, a whole block, and two reads; by rows and by index."""
+    for rows in (3, 65):
+        if rows * columns > 2**17:
+            continue
+        scores = laid_out(4 * rand(rows, columns, dtype=dtype), layout)
+        check("cross_entropy", (scores, laid_out(rand(rows, columns).softmax(1).to(dtype), layout)))
+        check("cross_entropy", (scores, torch.randint(columns, (2 * rows,))[::2]))
+
+
+@by_dtype
+def test_losses_special_values(dtype):
+    """NaN and infinities as torch, no loss of nothing, and NaN for an index that is no class."""
+    for columns in (3, 200, 1000, 9000):
+        scores = torch.zeros(len(SPECIAL) + 1, columns, dtype=dtype)
+        scores[:-1, 1] = torch.tensor(SPECIAL, dtype=torch.float64).to(dtype)
+        scores[-1] = -math.inf
+        for index in (0, 1):
+            for row in scores:
+                check("cross_entropy", (row[None], torch.tensor([index])))
+        for index in (-100, -1, columns):
+            loss, gradient = kernel("cross_entropy", rand(2, columns, dtype=dtype), torch.tensor([0, index]))
+            assert loss.isnan()
+            assert (gradient.isnan().any(1).tolist(), gradient[1].isnan().all()) == ([False, True], True)
+    for value in SPECIAL:
+        check("mse", (torch.tensor([1.0, value, 0.5]).to(dtype), torch.tensor([0.0, 0.0, 2.0], dtype=dtype)))
+    for name, shape in (("mse", (0,)), ("mse", (3, 0)), ("cross_entropy", (0, 4))):
+        loss, gradient = kernel(name, torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+        assert (loss.isnan(), gradient.shape) == (True, shape)
+    for index in (True, False):
+        targets = torch.zeros(0, dtype=torch.int64) if index else torch.zeros(0, 4, dtype=dtype)
+        assert kernel("cross_entropy", torch.zeros(0, 4, dtype=dtype), targets)[0].isnan()
+
+
+def test_losses_are_summed_by_as_many_blocks_as_the_shape_says():
+    for name, args, blocks in (
+        ("mse", (rand(8192), rand(8192)), [1]),
+        ("mse", (rand(8193), rand(8193)), [2, 1]),
+        ("cross_entropy", (rand(64, 512), rand(64, 512)), [1]),
+        ("cross_entropy", (rand(65, 512), rand(65, 512)), [2, 1]),
+        ("cross_entropy", (rand(3, 513), rand(3, 513)), [3, 1]),
+        ("cross_entropy", (rand(1100, 513), torch.zeros(1100, dtype=torch.int64)), [1024, 1]),
+    ):
+        assert [launch.grid for launch in launched(name, *args)] == [(number, 1, 1) for number in blocks]
+
+
+def test_losses_bits_for_any_order_of_threads_and_blocks():
+    for name, args in (("mse", (rand(9000), rand(9000))), ("cross_entropy", (rand(200, 600), rand(200, 600)))):
+        found = []
+        for seed in range(3):
+            _emulator.seed(seed)
+            found.append(kernel(name, *args))
+        assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))
+
+
+def test_losses_offsets_beyond_32_bits():
+    x = far(3, 8).copy_(rand(3, 8))
+    check("mse", (x, x.flip(1)))
+    check("cross_entropy", (x, x.abs()))
+
+
+#: weight_decay, momentum, dampening, nesterov, maximize
+SGD = {
+    "plain": (0.0, 0.0, 0.0, False, False),
+    "decay": (0.1, 0.0, 0.0, False, True),
+    "momentum": (0.0, 0.9, 0.5, False, False),
+    "nesterov": (0.1, 0.9, 0.0, True, False),
+    "all but": (0.1, 0.9, 0.5, False, True),
+}
+
+
+def check_sgd(params, grads, buffers, options, is_first_step):
+    """One step, against its formula in extended precision: a rounding of each result, and one of each term."""
+    weight_decay, momentum, dampening, nesterov, maximize = options
+    before = [[wide(tensor) for tensor in tensors] for tensors in (params, grads, buffers)]
+    memory = [[same_memory(tensor) for tensor in tensors] for tensors in (params, buffers)]
+    kernel("sgd_update_", params, grads, buffers, 0.3, *options, is_first_step)
+    for tensors, copies in zip((params, buffers), memory, strict=True):
+        for tensor, copy in zip(tensors, copies, strict=True):
+            copy.copy_(tensor)
+            assert torch.equal(all_bytes(tensor).nan_to_num(), all_bytes(copy)), (
+                "memory between the elements was written"
+            )
+    for i, param in enumerate(params):
+        p, g = before[0][i], before[1][i] * (-1 if maximize else 1)
+        g, size = g + weight_decay * p, abs(g) + weight_decay * abs(p)
+        unit, sum_unit = (torch.finfo(dtype).eps for dtype in (param.dtype, sum_dtype(param.dtype)))
+        if momentum:
+            m = before[2][i]
+            new = g if is_first_step else momentum * m + (1 - dampening) * g
+            size = size + (0 if is_first_step else abs(momentum * m))
+            assert np.all(abs(wide(buffers[i]) - new) <= unit * abs(new) + 3 * sum_unit * size)
+            g, size = (g + momentum * new, 2 * size) if nesterov else (new, size)
+        expected = p - 0.3 * g
+        assert np.all(abs(wide(param) - expected) <= unit * abs(expected) + 6 * sum_unit * (abs(p) + 0.3 * size))
+
+
+@pytest.mark.parametrize("options", SGD)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sgd(layout, options):
+    """Many sizes and all dtypes in one launch, their gradients and momenta in layouts of their own."""
+    shapes = [(), (0,), (1,), (7,), (3, 5), (1023,), (1024,), (2, 1025), (0, 4)]
+    params = [
+        laid_out(rand(*shape, dtype=dtype), layout) if shape else rand(dtype=dtype)
+        for shape in shapes
+        for dtype in DTYPES
+    ]
+    grads = [rand(*p.shape[::-1], dtype=p.dtype).permute(list(range(p.dim()))[::-1]) for p in params]
+    buffers = [laid_out(rand(*p.shape, dtype=p.dtype), layout) if p.dim() else p.clone() for p in params]
+    for is_first_step in (True, False):
+        check_sgd(params, grads, buffers if SGD[options][1] else [], SGD[options], is_first_step)
+    _emulator.record(True)
+    kernel("sgd_update_", params, grads, buffers, 0.3, *SGD[options], False)
+    assert len(_emulator.launches()) == 1
+    _emulator.record(False)
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 255, 256, 257])
+def test_sgd_of_many_tensors(count):
+    params = [rand(i % 5 * 300 + 1, dtype=DTYPES[i % 4]) for i in range(count)]
+    check_sgd(params, [rand(*p.shape, dtype=p.dtype) for p in params], [], SGD["decay"], False)
+    assert len(launched("sgd_update_", params, params, [], 0.3, *SGD["plain"], False)) == (2 if count > 256 else 1)
+    assert not launched("sgd_update_", [rand(0)] * 3, [rand(0)] * 3, [], 0.3, *SGD["plain"], False)
+
+
+def test_sgd_of_layouts_that_do_not_merge():
+    orders = [(2, 0, 1, 3), (1, 3, 2, 0), (0, 1, 2, 3), (3, 2, 1, 0)]
+    params = [rand(3, 3, 3, 3).permute(order) for order in orders]
+    grads = [rand(3, 3, 1, 3).expand(3, 3, 3, 3) for _ in orders]
+    check_sgd(params, grads, [rand(3, 3, 3, 3) for _ in orders], SGD["nesterov"], False)
+    many = torch.zeros([2] * 20).permute(*range(0, 20, 2), *range(1, 20, 2))
+    one, other = rand(2), many.clone(memory_format=torch.contiguous_format)
+    with pytest.raises(RuntimeError, match="more than 16 dimensions that cannot be merged"):
+        kernel("sgd_update_", [one, other], [one, many], [], 0.3, *SGD["plain"], False)
+
+
+def test_sgd_of_an_infinite_parameter_and_offsets_beyond_32_bits():
+    p = torch.tensor([math.inf, -math.inf, 1.0])
+    kernel("sgd_update_", [p], [torch.zeros(3)], [], 0.1, *SGD["plain"], False)
+    assert p.tolist() == [math.inf, -math.inf, 1.0]
+    x = far(3, 8).copy_(rand(3, 8))
+    kernel("sgd_update_", [x], [x.clone()], [], 0.5, *SGD["plain"], False)
+    kernel("sgd_update_", [x], [x.clone()], [], 1.0, *SGD["plain"], False)
+    assert not x.any()

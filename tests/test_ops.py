@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from raw_refusals import REFUSALS, refuses
 from torch.nn import functional
 
 from scratchcuda import _emulator, ops, tensor_ops
@@ -36,8 +37,18 @@ ARGUMENTS = {
     "softmax_backward": lambda m: (rand(m, 4), softmax_rows(m, 4)),
     "mse": lambda m: (rand(m, 3), rand(m, 3)),
     "cross_entropy": lambda m: (rand(m, 4), softmax_rows(m, 4)),
-    "sgd_update_": lambda m: ([rand(m, 3), rand(3)], [rand(m, 3), rand(3)], 0.1, 0.01),
+    "sgd_update_": lambda m: (*([rand(m, 3), rand(3)] for _ in range(3)), 0.1, 0.01, 0.9, 0.5, False, True, False),
 }
+SGD_OPTIONS = ("momentum", "dampening", "nesterov", "maximize", "is_first_step")
+
+
+def call(name, *args):
+    """The public function, with the arguments of the raw op."""
+    if name != "sgd_update_":
+        return getattr(ops, name)(*args)
+    params, grads, buffers, lr, weight_decay, *options = args
+    named = dict(zip(SGD_OPTIONS, options, strict=True))
+    return ops.sgd_update_(params, grads, lr, weight_decay, momentum_buffers=buffers, **named)
 
 
 def oracle(name, *args):
@@ -69,8 +80,9 @@ def oracle(name, *args):
         loss.backward()
         return loss.detach(), leaf.grad
     if name == "sgd_update_":
-        params, grads, lr, weight_decay = args
-        return tuple(p - lr * (g + weight_decay * p) for p, g in zip(params, grads, strict=True))
+        optimizer = optimizer_of(*args)
+        optimizer.step()
+        return (*args[0], *(optimizer.state[p]["momentum_buffer"] for p in args[0]))
     delta, a = args
     return {
         "relu_backward": lambda: delta * (a > 0),
@@ -78,6 +90,15 @@ def oracle(name, *args):
         "tanh_backward": lambda: delta * (1 - a * a),
         "softmax_backward": lambda: a * (delta - (delta * a).sum(-1, keepdim=True)),
     }[name]()
+
+
+def optimizer_of(params, grads, buffers, lr, weight_decay, *options):
+    """torch.optim.SGD with these arguments of the raw op."""
+    named = dict(zip(SGD_OPTIONS[:4], options, strict=False))
+    optimizer = torch.optim.SGD(params, lr, weight_decay=weight_decay, **named)
+    for p, g, m in zip(params, grads, buffers, strict=True):
+        p.grad, optimizer.state[p]["momentum_buffer"] = g, m
+    return optimizer
 
 
 def cast(value, dtype):
@@ -96,8 +117,8 @@ def as_tuple(value):
 def test_against_oracle(name, m, dtype):
     args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
     expected = as_tuple(oracle(name, *(cast(arg, torch.float64) for arg in args)))
-    result = getattr(ops, name)(*args)
-    result = {"sgd_update_": lambda: tuple(args[0]), "dense_update_": lambda: args[2:4]}.get(
+    result = call(name, *args)
+    result = {"sgd_update_": lambda: (*args[0], *args[2]), "dense_update_": lambda: args[2:4]}.get(
         name, lambda: as_tuple(result)
     )()
     for ours, exact in zip(result, expected, strict=True):
@@ -198,21 +219,44 @@ def test_losses_of_empty_batches_as_torch(targets):
     assert ops.mse(torch.zeros(0, 4), torch.zeros(0, 4))[0].isnan()
 
 
+@pytest.fixture
+def raw(backend):
+    """The registered ops of this backend."""
+    return _emulator.current().ops if backend == "emulator" else torch.ops.scratchcuda
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_registration(name):
-    raw = getattr(torch.ops.scratchcuda, name)
-    results = torch.library.opcheck(raw, ARGUMENTS[name](4))
+def test_registration(name, raw):
+    results = torch.library.opcheck(getattr(raw, name), ARGUMENTS[name](4))
     assert set(results.values()) == {"SUCCESS"}
+    assert getattr(raw, name).default._schema.__str__().partition("::")[2] == name + SCHEMAS[name]
     assert callable(getattr(tensor_ops, name))
 
 
-def test_sgd_update_bumps_versions():
-    """A graph that saved the parameter before the update must raise, not lie."""
-    w = rand(3, 3).requires_grad_()
-    loss = (w * w).sum()
-    ops.sgd_update_([w], [rand(3, 3)], 0.1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [(0.0, 0.0, False, False), (0.9, 0.0, True, False), (0.9, 0.5, False, True), (0.5, -0.5, False, False)],
+    ids=["plain", "nesterov", "maximize", "negative dampening"],
+)
+def test_sgd_update_as_torch_optim(options, dtype):
+    """Three steps, the first of which finds no momentum yet, on tensors of two dtypes."""
+    shapes = [(3, 5), (7,), (), (0, 2)]
+    ours = [rand(shape, dtype=dtype) for shape in shapes] + [rand(4)]
+    theirs = [p.clone() for p in ours]
+    optimizer = torch.optim.SGD(theirs, 0.1, 0.0, weight_decay=0.01, foreach=False)
+    optimizer.param_groups[0].update(zip(SGD_OPTIONS, options, strict=False))
+    buffers = [torch.full_like(p, math.nan) for p in ours]
+    for step in range(3):
+        grads = [torch.randn_like(p) for p in ours]
+        for p, g in zip(theirs, grads, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        call("sgd_update_", ours, grads, buffers, 0.1, 0.01, *options, step == 0)
+    for p, expected in zip(ours, theirs, strict=True):
+        # A few roundings a step of terms of about 1.
+        unit = 16 * torch.finfo(p.dtype).eps
+        torch.testing.assert_close(p, expected, rtol=unit, atol=unit)
 
 
 X, W, B, DELTA = rand(4, 5), rand(5, 3), rand(3), rand(4, 3)
@@ -257,6 +301,29 @@ X, W, B, DELTA = rand(4, 5), rand(5, 3), rand(3), rand(4, 3)
         (lambda: ops.cross_entropy(DELTA, DELTA[:, 0]), TypeError, "y_true has dtype torch.float64, expected integer"),
         (lambda: ops.sgd_update_([W], [], 0.1), ValueError, "grads has 0 tensors, expected 1 as params"),
         (lambda: ops.sgd_update_([W], [B], 0.1), ValueError, r"grads\[0\] has shape \(3,\), expected \(5, 3\)"),
+        (
+            lambda: ops.sgd_update_([W, B.float()], [W, B], 0.1),
+            TypeError,
+            r"grads\[1\] has dtype torch.float64, expected",
+        ),
+        (lambda: ops.sgd_update_([W, B.to("meta")], [W, B], 0.1), ValueError, r"params\[1\] is on device meta, exp"),
+        (lambda: ops.sgd_update_([W, X.long()], [W, X], 0.1), TypeError, r"params\[1\] has dtype torch.int64"),
+        (lambda: ops.sgd_update_([W, B, W], [W, B, W], 0.1), ValueError, "params holds a tensor twice"),
+        (lambda: ops.sgd_update_([B[:1].expand(3)], [B], 0.1), ValueError, r"params\[0\] is expanded"),
+        (
+            lambda: ops.sgd_update_([W], [W], 0.1, momentum=0.9),
+            ValueError,
+            "momentum_buffers has 0 tensors, expected 1",
+        ),
+        (
+            lambda: ops.sgd_update_([B], [B], 0.1, momentum=0.9, momentum_buffers=[B[:1].expand(3)]),
+            ValueError,
+            r"momentum_buffers\[0\] is expanded",
+        ),
+        (lambda: ops.sgd_update_([W], [W], 0.1, nesterov=True), ValueError, "nesterov needs momentum and no dampening"),
+        (lambda: ops.sgd_update_([W], [W], 0.1, momentum=-1), ValueError, "momentum is -1.0, expected"),
+        (lambda: ops.sgd_update_([W], [W], 0.1, dampening=math.inf), ValueError, "dampening is inf, expected a finite"),
+        (lambda: ops.sgd_update_([W], [W], 0.1, dampening="0"), TypeError, "dampening is '0'"),
         (lambda: ops.sgd_update_([W], [W], math.nan), ValueError, "lr is nan, expected a finite number"),
         (lambda: ops.sgd_update_([W], [W], 0.1, -1), ValueError, "weight_decay is -1.0, expected"),
     ],
@@ -266,3 +333,9 @@ def test_refusals(call, exception, message):
     with pytest.raises(exception, match=message):
         call()
     assert all(torch.equal(t, b) for t, b in zip((X, W, B, DELTA), before, strict=True))
+
+
+@pytest.mark.backends("emulator")
+@pytest.mark.parametrize(("name", "args", "message"), REFUSALS)
+def test_raw_ops_refuse(name, args, message, raw):
+    refuses(raw, "CPU", name, args, message)

@@ -1,4 +1,6 @@
 // The update of torch.optim.SGD on a list of tensors.
+#include <map>
+
 #include "checks.h"
 
 namespace scratchcuda::ops {
@@ -33,10 +35,15 @@ void sgd_update_(const Tensors& params, const Tensors& grads, const Tensors& mom
         return;
     }
     const Guard guard(params[0]);
+    std::map<const void*, size_t> places;
     for (size_t i = 0; i < params.size(); ++i) {
         check_dtype(at("params", i), params[i]);
         check_device(at("params", i), params[i], params[0], "params[0]");
         check_writable(at("params", i), params[i]);
+        const auto [other, is_new] = places.emplace(params[i].data_ptr(), i);
+        if (!is_new && params[i].numel() > 0) {
+            refuse(at("params", i), " shares its memory with ", at("params", other->second), ", expected its own");
+        }
     }
     check_list("grads", grads, params);
     check_non_negative("lr", lr);

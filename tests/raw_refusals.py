@@ -1,0 +1,65 @@
+"""What the registered ops refuse by themselves, in C++, from callers who come past the public functions."""
+
+import math
+
+import pytest
+import torch
+
+X, W, B, DELTA = (torch.ones(shape, dtype=torch.float64) for shape in ((4, 5), (5, 3), (3,), (4, 3)))
+SGD = 0.1, 0.0, 0.0, 0.0, False, False, False
+
+REFUSALS = [
+    (
+        "dense",
+        (X.long(), W, B, "none"),
+        "x has dtype torch.int64, expected torch.float64, torch.float32, torch.float16",
+    ),
+    ("dense", (X, W.float(), B, "none"), "w has dtype torch.float32, expected torch.float64 as x"),
+    ("dense", (X, W, B.to("meta"), "none"), "b is on device meta, expected cpu as x"),
+    ("dense", (X[:, :4], W, B, "none"), r"x has shape \(4, 4\), expected 5 features as its last dimension"),
+    ("dense", (X, W[0], B, "none"), r"w has shape \(3,\), expected \(n_in, n_out\)"),
+    ("dense", (X, W, B[:2], "none"), r"b has shape \(2,\), expected \(3,\)"),
+    ("dense", (X, W, B, "swish"), "activation is 'swish', expected one of none, relu, sigmoid, tanh, softmax"),
+    ("dense_backward_input", (DELTA[:, :2], W), r"delta has shape \(4, 2\), expected 3 features"),
+    ("dense_backward_input", (DELTA, B), r"w has shape \(3,\), expected \(n_in, n_out\)"),
+    ("dense_backward_weights", (DELTA[:3], X), r"delta has shape \(3, 3\), expected \(..., n_out\) as x \(4, 5\)"),
+    ("dense_update_", (DELTA, X, W.T, B, 0.1, 0.0), r"w has shape \(3, 5\), expected \(5, 3\)"),
+    ("dense_update_", (DELTA, X, W[:1].expand(5, 3), B, 0.1, 0.0), r"w is expanded \(strides \(0, 1\)\)"),
+    ("dense_update_", (DELTA, X, W, B, -1.0, 0.0), "lr is -1, expected a finite number of at least 0"),
+    ("dense_update_", (DELTA, X, W, B, 0.1, math.nan), "weight_decay is nan, expected a finite"),
+    ("tanh", (X.to(torch.complex64),), "z has dtype torch.complex64"),
+    ("tanh_backward", (DELTA, X), r"a has shape \(4, 5\), expected \(4, 3\)"),
+    ("softmax_backward", (DELTA, DELTA.bfloat16()), "a has dtype torch.bfloat16, expected torch.float64 as delta"),
+    ("mse", (DELTA, DELTA[:, :1]), r"y_true has shape \(4, 1\), expected \(4, 3\)"),
+    ("cross_entropy", (B, B), r"scores has shape \(3,\), expected \(m, classes\)"),
+    ("cross_entropy", (DELTA, torch.zeros(3).long()), r"y_true has shape \(3,\), expected \(4,\)"),
+    (
+        "cross_entropy",
+        (DELTA, torch.zeros(4).int()),
+        "y_true has dtype torch.int32, expected torch.int64 for class",
+    ),
+    ("cross_entropy", (DELTA, X), r"y_true has shape \(4, 5\), expected \(4, 3\)"),
+    ("sgd_update_", ([W], [], [], *SGD), "grads has 0 tensors, expected 1 as params"),
+    ("sgd_update_", ([W, B], [W, W], [], *SGD), r"grads\[1\] has shape \(5, 3\), expected \(3,\)"),
+    (
+        "sgd_update_",
+        ([W, B], [W, B.half()], [], *SGD),
+        r"grads\[1\] has dtype torch.float16, expected torch.float64 as",
+    ),
+    ("sgd_update_", ([W, B.long()], [W, B], [], *SGD), r"params\[1\] has dtype torch.int64"),
+    ("sgd_update_", ([W, W], [W, W], [], *SGD), r"params\[1\] shares its memory with params\[0\]"),
+    (
+        "sgd_update_",
+        ([W], [W], [], 0.1, 0.0, 0.9, *SGD[3:]),
+        "momentum_buffers has 0 tensors, expected 1 as params",
+    ),
+]
+
+
+def refuses(raw, key, name, args, message):
+    """Calls the implementation of this dispatch key, wherever the tensors are."""
+    before = [t.clone() for t in (X, W, B, DELTA)]
+    implementation = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    with pytest.raises(RuntimeError, match=message):
+        getattr(raw, name).default.redispatch(implementation, *args)
+    assert all(torch.equal(t, b) for t, b in zip((X, W, B, DELTA), before, strict=True))
