@@ -1,7 +1,7 @@
-"""Builds the emulator: the sources of the CUDA kernels and their ops, compiled for the CPU with g++ alone.
+"""What is compiled, and how: the CUDA extension, which setup.py builds, and the emulator, which is built here.
 
-It is one shared library, built on demand, in seconds, and cached by a hash of the sources, the flags, the compiler and
-torch.
+The emulator is the sources of the CUDA kernels and their ops, compiled for the CPU with g++ alone: one shared library,
+built on demand, in seconds, and cached by a hash of the sources, the flags, the compiler and torch.
 """
 
 import hashlib
@@ -20,6 +20,14 @@ _PACKAGE = Path(__file__).resolve().parent
 
 #: For the ops: of torch's headers they use only the stable interface as it is since torch 2.11.
 STABLE_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+
+#: Of the CUDA extension, by torch's names of the compilers; torch adds the language's version and the architectures.
+CUDA_FLAGS = {
+    "cxx": ["-fvisibility=hidden", "-DUSE_CUDA", *STABLE_FLAGS],
+    "nvcc": ["-O3", "-Xcompiler", "-fvisibility=hidden"],
+}
+#: What it is built for unless TORCH_CUDA_ARCH_LIST says otherwise, as far as nvcc knows them.
+CUDA_ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 
 #: Ways to build it: what each adds to the flags of the kernels alone (no sanitizer may see the emulator), and of all.
 VARIANTS = {
@@ -44,6 +52,26 @@ def csrc() -> Path:
 def op_sources() -> list[Path]:
     """The ops that CUDA and the emulator share."""
     return [path for path in sorted((csrc() / "ops").glob("*.cpp")) if path.stem != "module"]
+
+
+def toolkit() -> Path | None:
+    """The CUDA toolkit: CUDA_HOME, or that of the nvcc on PATH, or /usr/local/cuda.
+
+    An nvcc without CUDA's headers beside it is a wrapper in a folder that is no toolkit, and is passed by.
+    """
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
+    found = (Path(home) for home in homes if home)
+    return next((h for h in found if (h / "bin/nvcc").exists() and (h / "include/cuda_runtime.h").exists()), None)
+
+
+def architectures(nvcc: Path) -> str:
+    """Those to build for, as TORCH_CUDA_ARCH_LIST writes them: that variable, or all that we know and this nvcc does."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if asked:
+        return asked
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return ";".join(arch for arch in CUDA_ARCHITECTURES if f"sm_{arch.replace('.', '')}" in known) + "+PTX"
 
 
 def torch_folder() -> Path:

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from scratchcuda import _build
+
 KERNELS = Path(__file__).parents[1] / "csrc" / "kernels"
 ARCHITECTURES = {"sm_80": 164, "sm_90": 228}  # with the KiB of shared memory of a multiprocessor
 FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "-cubin"]
@@ -54,9 +56,8 @@ class Resources(NamedTuple):
 
 def toolkit(tool: str = "nvcc") -> str | None:
     """A tool of the CUDA toolkit. What is on PATH is no first choice: it may be a wrapper, apart from the others."""
-    homes = filter(None, [os.environ.get("CUDA_HOME"), "/usr/local/cuda"])
     pip = (str(folder) for entry in sys.path for folder in Path(entry).glob("nvidia/*/bin"))
-    folders = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", os.defpath), *pip]
+    folders = [f"{_build.toolkit()}/bin", os.environ.get("PATH", os.defpath), *pip]
     return shutil.which(tool, path=os.pathsep.join(folders))
 
 
