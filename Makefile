@@ -2,6 +2,7 @@
 # make test    set up, then run the tests
 # make lint    ruff, clang-format, mypy
 # make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
+# make cuda-build   the CUDA extension from nothing, beside a CUDA torch in an environment of its own, and its tests
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 # make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
 # make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
@@ -12,7 +13,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test try sanitize mutants kernel-report lint format bench clean
+.PHONY: demo test try cuda-build sanitize mutants kernel-report lint format bench clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -23,12 +24,29 @@ test: $(READY)
 WORKLOAD ?= mlp
 
 try: $(READY)
-	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected one of dense, matmul, activations, softmax: make try KERNEL=dense'; exit 2; }
+	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected one of dense, matmul, activations, softmax, losses, sgd: make try KERNEL=dense'; exit 2; }
 	$(BIN)/python -m pytest -q tests/test_kernels.py -k $(KERNEL)
 	SCRATCHCUDA_BACKEND=emulator $(BIN)/scratchcuda compare $(WORKLOAD) --epochs 8
 
+CUDA_VENV     ?= .venv-cuda
+CUDA_TORCH    ?= torch==2.11.0
+# As TORCH_CUDA_ARCH_LIST: ARCHITECTURES="9.0+PTX"; all that are known, if empty.
+ARCHITECTURES ?=
+
+cuda-build:
+	rm -rf $(CUDA_VENV) build
+	$(PYTHON) -m venv $(CUDA_VENV)
+	sed '/^torch==/d' constraints.txt > $(CUDA_VENV)/constraints.txt
+	$(CUDA_VENV)/bin/pip install -q --disable-pip-version-check -c $(CUDA_VENV)/constraints.txt '$(CUDA_TORCH)' \
+	  'setuptools>=77,<82' ninja pybind11 nvidia-cuda-cuobjdump pytest hypothesis scikit-learn
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='$(ARCHITECTURES)' $(CUDA_VENV)/bin/pip install --no-build-isolation --no-deps -v . \
+	  > $(CUDA_VENV)/build.log 2>&1 || { cat $(CUDA_VENV)/build.log; exit 1; }
+	@grep -o 'scratchcuda._C: built .*' $(CUDA_VENV)/build.log
+	$(CUDA_VENV)/bin/pytest -q tests/test_extension.py tests/test_gpu.py
+
 # Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.
-RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations)))) or (float16 and layouts and small)
+RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations)))) or (float16 and layouts and small) \
+  or losses_bits or (sgd and rows)
 
 sanitize: $(READY)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build address) && env $$variables \
@@ -57,7 +75,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/fit.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info
 
 # One editable install of everything, in the versions of constraints.txt; made anew when these files change.
 $(READY): pyproject.toml setup.py constraints.txt

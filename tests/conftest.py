@@ -12,9 +12,12 @@ hypothesis.settings.register_profile("scratchcuda", deadline=None, max_examples=
 hypothesis.settings.load_profile("scratchcuda")
 
 
-@pytest.fixture(autouse=True, params=["tensor", "emulator"])
+@pytest.fixture(autouse=True, params=["tensor", "emulator", "kernels"])
 def backend(request, monkeypatch):
-    """Every test runs on every backend, in this process and those that it starts, unless its mark names the ones."""
+    """Every test runs on each backend that CPU tensors have, unless its mark names others.
+
+    In this process, and in those that it starts.
+    """
     monkeypatch.setenv("SCRATCHCUDA_BACKEND", request.param)
     with scratchcuda.use_backend(request.param):
         yield request.param
@@ -24,7 +27,8 @@ def pytest_collection_modifyitems(config, items):
     def fits(item):
         params, mark = item.callspec.params, item.get_closest_marker("backends")
         plan_elsewhere = params.get("path") == "tensor plan" and params["backend"] != "tensor"
-        return not plan_elsewhere and (mark is None or params["backend"] in mark.args)
+        backends = ("tensor", "emulator") if mark is None else mark.args
+        return not plan_elsewhere and params["backend"] in backends
 
     config.hook.pytest_deselected(items=[item for item in items if not fits(item)])
     items[:] = [item for item in items if fits(item)]

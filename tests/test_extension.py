@@ -1,0 +1,78 @@
+"""The CUDA extension, built beside a CUDA torch (make cuda-build). It takes no GPU."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from raw_refusals import REFUSALS, B, W, X, refuses
+
+import scratchcuda
+from scratchcuda import _backend, _library, tensor_ops
+
+pytestmark = [
+    pytest.mark.backends("tensor"),
+    pytest.mark.skipif(bool(_backend.kernels_missing()), reason=_backend.kernels_missing() or "-"),
+]
+
+
+@pytest.fixture
+def extension():
+    from scratchcuda import _C
+
+    return _C
+
+
+def test_build_facts(extension):
+    facts = extension.build_facts()
+    assert facts == json.loads(Path(extension.__file__).with_name("_C.json").read_text())
+    assert facts["version"] == scratchcuda.__version__
+    assert facts["cuda"].split(".")[0] == torch.version.cuda.split(".")[0]
+
+
+CUOBJDUMP = next((tool for entry in sys.path for tool in Path(entry).glob("nvidia/*/bin/cuobjdump")), None)
+
+
+@pytest.mark.skipif(not CUOBJDUMP, reason="there is no cuobjdump: pip install nvidia-cuda-cuobjdump")
+def test_architectures_are_those_reported(extension):
+    found = {
+        kind: set(
+            re.findall(r"\.sm_(\d+)\.", subprocess.check_output([CUOBJDUMP, option, extension.__file__], text=True))
+        )
+        for kind, option in (("binary", "--list-elf"), ("ptx", "--list-ptx"))
+    }
+    reported = [arch.replace(".", "") for arch in extension.build_facts()["architectures"]]
+    assert found["binary"] == {arch.removesuffix("+PTX") for arch in reported}
+    assert found["ptx"] == {arch.removesuffix("+PTX") for arch in reported if arch.endswith("+PTX")}
+
+
+@pytest.mark.parametrize("name", _library.SCHEMAS)
+def test_every_op_has_a_cuda_kernel_and_keeps_its_schema_and_twin(name):
+    op = getattr(torch.ops.scratchcuda, name).default
+    assert str(op._schema) == f"scratchcuda::{name}{_library.SCHEMAS[name]}"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CUDA")
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CPU")
+    assert torch.equal(torch.ops.scratchcuda.dense(X, W, B, "relu"), tensor_ops.dense(X, W, B, "relu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"), [*REFUSALS, ("dense", (X, W, B, "none"), "x is on device cpu, exp")]
+)
+def test_raw_ops_refuse(name, args, message):
+    refuses(torch.ops.scratchcuda, "CUDA", name, args, message)
+
+
+@pytest.mark.parametrize("name", ["relu", "softmax_backward", "mse", "cross_entropy", "sgd_update_", "dense_update_"])
+def test_cpu_tensors_are_refused(name):
+    lists = [[X], [X], [], 0.1, 0.0, 0.0, 0.0, False, False, False]
+    args = {"relu": [X], "sgd_update_": lists, "dense_update_": [X, X, torch.ones(5, 5).double(), X[0], 0.1, 0.0]}
+    refuses(torch.ops.scratchcuda, "CUDA", name, args.get(name, [X, X]), "is on device cpu, expected cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_resources_are_the_drivers_to_tell(extension):
+    with pytest.raises(RuntimeError, match="cudaError"):
+        extension.kernel_resources()

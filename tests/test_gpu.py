@@ -1,0 +1,227 @@
+"""What only a GPU can show of the CUDA kernels. Without one, all of it is skipped."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from test_ops import ARGUMENTS, as_tuple, cast
+from trajectories import mlp
+
+import scratchcuda
+from scratchcuda import CrossEntropy, Softmax, Tanh, _backend, _emulator, _library, ops
+from scratchcuda.compare import WORKLOADS, Pair
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.backends("kernels"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def _built():
+    if reason := _backend.kernels_missing():
+        pytest.skip(reason)
+
+
+def on(device, value):
+    if isinstance(value, list):
+        return [on(device, v) for v in value]
+    return value.to(device, copy=True) if isinstance(value, torch.Tensor) else value
+
+
+def results(raw, name, args):
+    """What the op returns, or of an op in place what became of its arguments."""
+    found = getattr(raw, name)(*args)
+    if name == "dense_update_":
+        return args[2:4]
+    return (*args[0], *args[2]) if name == "sgd_update_" else as_tuple(found)
+
+
+def tensors(args):
+    flat = [v for arg in args for v in (arg if isinstance(arg, list) else [arg])]
+    return [v for v in flat if isinstance(v, torch.Tensor)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [1, 33, 1500])
+@pytest.mark.parametrize("name", _library.SCHEMAS)
+def test_gpu_minus_emulator(name, m, dtype, record_property):
+    """They differ by contracted products, and by the last bits of exp, tanh and log."""
+    args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
+    emulated = results(_emulator.current().ops, name, on("cpu", args))
+    computed = results(torch.ops.scratchcuda, name, on(DEVICE, args))
+    for theirs, ours in zip(emulated, computed, strict=True):
+        assert (ours.device.type, ours.dtype, ours.stride()) == (DEVICE, theirs.dtype, theirs.stride())
+        difference = ((ours.cpu().double() - theirs.double()).norm() / theirs.double().norm()).item()
+        record_property("difference", difference)
+        # A few roundings on each of 1,500 summed terms, which are of both signs.
+        assert difference <= 32 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("tile", _emulator.TILES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_in_every_tile(dtype, tile):
+    from scratchcuda import _C
+
+    x, w, b = (torch.randn(shape, dtype=torch.float64).to(dtype) for shape in ((300, 77), (77, 150), (150,)))
+    delta, controls = torch.randn(300, 150, dtype=torch.float64).to(dtype), _emulator.current().controls
+    calls = {"dense": (x, w.T.contiguous().T, b, "tanh"), "dense_backward_input": (delta, w)}
+    calls["dense_backward_weights"] = (delta, x.T.contiguous().T)
+    try:
+        _C.set_tile(_emulator.TILES[tile])
+        controls.scratchcuda_set_tile(_emulator.TILES[tile])
+        for name, args in calls.items():
+            emulated = results(_emulator.current().ops, name, args)
+            for theirs, ours in zip(emulated, results(torch.ops.scratchcuda, name, on(DEVICE, args)), strict=True):
+                difference = (ours.cpu().double() - theirs.double()).norm() / theirs.double().norm()
+                assert difference <= 32 * torch.finfo(dtype).eps
+    finally:
+        _C.set_tile(-1)
+        controls.scratchcuda_set_tile(-1)
+
+
+@pytest.mark.parametrize("name", _library.SCHEMAS)
+def test_ops_run_on_the_current_stream(name):
+    """Their arguments come late, on a stream of their own: on another one the op would be too early."""
+    args = ARGUMENTS[name](33)
+    expected = results(torch.ops.scratchcuda, name, on(DEVICE, args))
+    late = on(DEVICE, args)
+    sources = [tensor.clone() for tensor in tensors(late)]
+    for tensor in tensors(late):
+        tensor.fill_(math.nan)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)  # clock cycles: some 50 ms
+        for tensor, source in zip(tensors(late), sources, strict=True):
+            tensor.copy_(source)
+        found = results(torch.ops.scratchcuda, name, late)
+    side.synchronize()
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@pytest.mark.parametrize("name", _library.SCHEMAS)
+def test_ops_run_on_the_device_of_their_tensors(name):
+    args = ARGUMENTS[name](33)
+    expected = results(torch.ops.scratchcuda, name, on("cuda:0", args))
+    found = results(torch.ops.scratchcuda, name, on("cuda:1", args))
+    assert torch.cuda.current_device() == 0
+    assert {tensor.device for tensor in found} == {torch.device("cuda:1")}
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", _library.SCHEMAS)
+def test_the_same_bits_every_time(name):
+    args = ARGUMENTS[name](1500)
+    first, second = (results(torch.ops.scratchcuda, name, on(DEVICE, args)) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_a_step_is_captured_in_a_cuda_graph(classes):
+    last, loss_f = (Softmax, CrossEntropy(True)) if classes else (Tanh, None)
+    model = mlp([5, 16, 3], Tanh, last, loss_f, dtype=torch.float64).to(DEVICE)
+    x = torch.randn(40, 5, dtype=torch.float64, device=DEVICE)
+    y = torch.randint(3, (40,), device=DEVICE) if classes else torch.randn(40, 3, dtype=torch.float64, device=DEVICE)
+    start = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+
+    def step():
+        loss, delta = model.loss_f.loss_and_gradient(model.__forward__(x), y)
+        model._backpropagate(delta, 0.1, {})
+        return loss
+
+    eager = [step().item() for _ in range(3)]
+    trained = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    model.load_state_dict(start)
+    graph, captured = torch.cuda.CUDAGraph(), None
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = step()
+    replayed = []
+    for _ in range(3):
+        graph.replay()
+        replayed.append(captured.item())
+    assert replayed == eager
+    assert replayed[0] != replayed[2]
+    assert all(torch.equal(parameter, trained[name]) for name, parameter in model.state_dict().items())
+
+
+@pytest.mark.parametrize("workload", ["slr", "mlp", "digits"])
+def test_trajectories(workload):
+    """Losses by epoch, predictions and parameters are torch.nn's."""
+    pair = Pair(WORKLOADS[workload], DEVICE, torch.float64, 0)
+    options = 8, pair_options(workload).lr, pair_options(workload).batch_size
+    theirs, ours = pair.fit_torch(*options), pair.fit_scratch(*options)
+    assert ours.path == "general"
+    torch.testing.assert_close(ours.loss, theirs.train, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.valid_loss, theirs.valid, rtol=1e-12, atol=0)
+    # The documents show 1e-16; the design's bound leaves room for other orders of summation.
+    assert pair.prediction_mape() <= 1e-12
+    assert all(value <= 1e-12 for layer in pair.layer_mapes() for value in layer.values())
+
+
+def pair_options(workload):
+    return WORKLOADS[workload]
+
+
+def test_nothing_waits_for_the_gpu_within_an_epoch():
+    """However many steps an epoch has, the fit waits as often."""
+    waits = []
+    for batch_size in (20, 2):
+        model = mlp([5, 16, 3], Tanh, Softmax, CrossEntropy(), dtype=torch.float32).to(DEVICE)
+        x, y = torch.randn(40, 5, device=DEVICE), torch.randint(3, (40,), device=DEVICE)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model.fit(x, y, 2, 0.1, batch_size, verbose=False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+    assert waits[0] == waits[1] > 0
+
+
+def test_class_indices_that_are_none_make_nan_and_leave_the_device_alone():
+    scores = torch.randn(4, 3, device=DEVICE)
+    loss, gradient = ops.cross_entropy(scores, torch.tensor([0, 1, 3, 2], device=DEVICE))
+    assert loss.isnan()
+    assert gradient.isnan().all(1).tolist() == [False, False, True, False]
+    assert ops.cross_entropy(scores, torch.tensor([0, 1, 2, 2], device=DEVICE))[0].isfinite()
+
+
+def test_tensors_of_two_devices_are_refused():
+    x, w, b = torch.randn(4, 5, device=DEVICE), torch.randn(5, 3), torch.randn(3)
+    with pytest.raises(ValueError, match="w is on device cpu, expected cuda:0 as x"):
+        ops.dense(x, w, b)
+    with pytest.raises(RuntimeError, match="w is on device cpu, expected cuda:0 as x"):
+        torch.ops.scratchcuda.dense(x, w, b, "none")
+
+
+def test_offsets_beyond_32_bits():
+    x = torch.empty(2**31 + 8, dtype=torch.float16, device=DEVICE).as_strided((2, 8), (2**31, 1))
+    x.copy_(torch.randn(2, 8))
+    assert torch.equal(ops.relu(x), x.relu())
+    ops.sgd_update_([x], [x.clone()], 1.0)
+    assert not x.any()
+
+
+def test_kernel_resources():
+    from scratchcuda import _C
+
+    found = _C.kernel_resources()
+    assert {"matmul", "elementwise", "softmax_rows", "sgd_tensors"} <= {
+        kernel["kernel"].partition("<")[0].rpartition("::")[2] for kernel in found
+    }
+    for kernel in found:
+        assert 0 < kernel["registers"] <= 255, kernel
+        assert (kernel["local_bytes"], kernel["blocks"] >= 1, 0 < kernel["occupancy"] <= 1) == (0, True, True), kernel
+
+
+def test_a_forced_twin_and_the_kernels_agree():
+    z = torch.randn(50, 7, dtype=torch.float64, device=DEVICE)
+    with scratchcuda.use_backend("tensor"):
+        expected = ops.softmax(z)
+    torch.testing.assert_close(ops.softmax(z), expected)
