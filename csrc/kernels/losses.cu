@@ -27,7 +27,7 @@ template <class T>
 struct LossSum {
     T* loss;
     Accumulator<T>* partials;
-    Accumulator<T> count;  // that the loss is a mean of
+    Accumulator<T> count;  // that the loss is a mean of; gradients are multiplied by its inverse, a division is slow
 
     __device__ void add_block(Accumulator<T> sum) const {
         if (gridDim.x == 1) {
@@ -54,12 +54,13 @@ struct Mse {
     T* gradient;
     Elements<3> elements;
     bool packed;
+    Accumulator<T> scale;
     LossSum<T> loss;
 
     // Element i at offsets of each tensor: returns the square.
     __device__ Accumulator<T> take(const T& p, const T& t, T& g) const {
         const Accumulator<T> difference = widen(p) - widen(t);
-        g = narrow<T>(2 * difference / loss.count);
+        g = narrow<T>(scale * difference);
         return difference * difference;
     }
 };
@@ -99,6 +100,7 @@ struct CrossEntropy {
     Matrix<T> scores, targets, gradient;
     const int64_t* classes;  // or null
     int64_t classes_stride;
+    Accumulator<T> scale;
     LossSum<T> loss;
 
     // A row's targets; with a class index, `index` is its place.
@@ -167,8 +169,9 @@ __device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t
     if (t.by_index && (t.index < 0 || t.index >= columns)) targets = loss = std::nan("");
     const A log_sum = std::log(sum);
     const auto take = [&](int64_t j, A shifted, A target_j) {
-        loss += t.loss(target_j, shifted - log_sum);
-        gradient[j] = narrow<T>((std::exp(shifted) / sum * targets - target_j) / call.loss.count);
+        const A log_p = shifted - log_sum;
+        loss += t.loss(target_j, log_p);
+        gradient[j] = narrow<T>((std::exp(log_p) * targets - target_j) * call.scale);
     };
     if constexpr (kept > 0) {
 #pragma unroll
@@ -233,7 +236,8 @@ cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void
         const LossSum<T> sum{static_cast<T*>(loss.data), static_cast<A*>(workspace), static_cast<A>(elements.length)};
         const Mse<T> call{static_cast<const T*>(y_pred.data), static_cast<const T*>(y_true.data),
                           static_cast<T*>(gradient.data),     elements,
-                          packed,                             sum};
+                          packed,                             A(2) / sum.count,
+                          sum};
         return launch_loss<T, mse_elements<T>>(call, mse_blocks(elements.length), stream);
     });
 }
@@ -250,6 +254,7 @@ cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, Tensor grad
         const int64_t rows = scores.size[0], columns = scores.size[1];
         CrossEntropy<T> call{};
         call.loss = {static_cast<T*>(loss.data), static_cast<A*>(workspace), static_cast<A>(rows)};
+        call.scale = A(1) / call.loss.count;
         as_matrix(scores, call.scores);
         as_matrix(gradient, call.gradient);
         if (y_true.dims == 1) {
