@@ -68,9 +68,10 @@ def kernels_missing() -> str:
     try:
         importlib.import_module("scratchcuda._C")
     except ImportError as error:
-        facts = json.loads(Path(__file__).with_name("_C.json").read_text())
-        made = f"built for torch {facts['torch']}, CUDA {facts['cuda']}, Python {facts['python']}"
-        return f"{built[0].name}, {made}, does not load beside torch {torch.__version__} ({error}); {cure}"
+        made, facts = "", Path(__file__).with_name("_C.json")
+        if facts.exists():
+            made = ", built for torch {torch}, CUDA {cuda}, Python {python},".format(**json.loads(facts.read_text()))
+        return f"{built[0].name}{made} does not load beside torch {torch.__version__} ({error}); {cure}"
     return ""
 
 

@@ -84,7 +84,7 @@ class GeneralPath(FitPath):
                 stop.check()
         finally:
             tensors = [loss for loss in found if isinstance(loss, Tensor)]
-            losses += torch.stack(tensors).tolist() if tensors else found
+            losses += torch.stack(tensors).tolist() if tensors else map(float, found)
 
     def validate(self) -> float:
         return self.evaluate()

@@ -1,7 +1,9 @@
 """Which backend serves an op, and the emulator's build."""
 
+import json
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from types import SimpleNamespace
 
 import pytest
@@ -289,3 +291,34 @@ def test_sources_are_found_beside_the_package_and_within(tmp_path, monkeypatch):
         (place / "kernels").mkdir(parents=True)
         monkeypatch.setattr(_build, "_PACKAGE", tmp_path / "scratchcuda")
         assert _build.csrc() == place
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A folder in place of the package's, for its binaries."""
+    monkeypatch.setattr(_backend, "__file__", str(tmp_path / "_backend.py"))
+    monkeypatch.setattr(scratchcuda, "__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "scratchcuda._C", raising=False)
+    _backend.kernels_missing.cache_clear()
+    yield tmp_path
+    _backend.kernels_missing.cache_clear()
+
+
+CURE = "build them beside a CUDA build of torch: pip install --no-build-isolation ."
+
+
+def test_no_build_is_a_reason(package):
+    assert _backend.kernels_missing() == f"scratchcuda was installed without its CUDA kernels; {CURE}"
+
+
+@pytest.mark.parametrize("facts", [True, False])
+def test_a_build_that_does_not_load_is_a_reason(package, facts):
+    """It names what it was built for, from the facts that lie beside it."""
+    binary = package / f"_C{EXTENSION_SUFFIXES[0]}"
+    binary.write_text("no library")
+    if facts:
+        (package / "_C.json").write_text(json.dumps({"torch": "2.99.0", "cuda": "19.0", "python": "3.99.1"}))
+    reason = _backend.kernels_missing()
+    made = ", built for torch 2.99.0, CUDA 19.0, Python 3.99.1," if facts else ""
+    assert reason.startswith(f"{binary.name}{made} does not load beside torch {torch.__version__} (")
+    assert reason.endswith(f"); {CURE}")

@@ -528,12 +528,10 @@ def test_losses_mse(size, layout, dtype):
 
 @by_dtype
 @pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
-@pytest.mark.parametrize("columns", [1, 31, 33, 127, 128, 129, 511, 512, 513, 8191, 8192, 8193])
+@pytest.mark.parametrize("columns", [1, 31, 33, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097])
 def test_losses_cross_entropy(columns, layout, dtype):
     """Around the sizes at which a row takes more registers, a whole block, and two reads; by rows and by index."""
-    for rows in (3, 65):
-        if rows * columns > 2**17:
-            continue
+    for rows in (3, 33) if columns < 1000 else (3,):
         scores = laid_out(4 * rand(rows, columns, dtype=dtype), layout)
         check("cross_entropy", (scores, laid_out(rand(rows, columns).softmax(1).to(dtype), layout)))
         check("cross_entropy", (scores, torch.randint(columns, (2 * rows,))[::2]))
@@ -567,8 +565,8 @@ def test_losses_are_summed_by_as_many_blocks_as_the_shape_says():
     for name, args, blocks in (
         ("mse", (rand(8192), rand(8192)), [1]),
         ("mse", (rand(8193), rand(8193)), [2, 1]),
-        ("cross_entropy", (rand(64, 512), rand(64, 512)), [1]),
-        ("cross_entropy", (rand(65, 512), rand(65, 512)), [2, 1]),
+        ("cross_entropy", (rand(32, 512), rand(32, 512)), [1]),
+        ("cross_entropy", (rand(33, 512), rand(33, 512)), [2, 1]),
         ("cross_entropy", (rand(3, 513), rand(3, 513)), [3, 1]),
         ("cross_entropy", (rand(1100, 513), torch.zeros(1100, dtype=torch.int64)), [1024, 1]),
     ):

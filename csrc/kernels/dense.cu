@@ -95,8 +95,8 @@ static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
 }
 
 // f(x w + b), with a bias of null for none.
-static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor& out, bool w_transposed,
-                           Activation f, Tile tile, cudaStream_t stream) {
+static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor& out,
+                                  bool w_transposed, Activation f, Tile tile, cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         Matrix<T> a, factor;
@@ -112,7 +112,7 @@ static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor
 }
 
 static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const Tensor& w, const Tensor& b, bool updates,
-                            double lr, double weight_decay, void* workspace, Tile tile, cudaStream_t stream) {
+                                   double lr, double weight_decay, void* workspace, Tile tile, cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = Accumulator<T>;

@@ -185,18 +185,23 @@ __device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t
     return loss;
 }
 
+// Teams of a warp share a block.
+template <int team>
+constexpr int cross_entropy_threads = team > warp ? team : 8 * warp;
+
 template <class T, int team, int kept>
-__global__ void __launch_bounds__(block) cross_entropy_rows(const __grid_constant__ CrossEntropy<T> call) {
+__global__ void __launch_bounds__(cross_entropy_threads<team>, 1)
+    cross_entropy_rows(const __grid_constant__ CrossEntropy<T> call) {
     using A = Accumulator<T>;
-    constexpr int teams = block / team;
+    constexpr int threads = cross_entropy_threads<team>, teams = threads / team;
     SharedMemory memory;
-    A* shared = memory.take<A>(block / warp);
+    A* shared = memory.take<A>(threads / warp);
     A loss = 0;
     const int64_t step = int64_t(gridDim.x) * teams;
     for (int64_t i = int64_t(blockIdx.x) * teams + threadIdx.x / team; i < call.scores.rows.length; i += step) {
         loss += cross_entropy_row<T, team, kept>(call, i, shared);
     }
-    loss = reduce<block>(loss, Add{}, shared);
+    loss = reduce<threads>(loss, Add{}, shared);
     if (threadIdx.x == 0) call.loss.add_block(loss);
 }
 
@@ -207,7 +212,7 @@ static int64_t mse_blocks(int64_t elements) {
 
 static int64_t cross_entropy_blocks(int64_t rows, int64_t columns) {
     constexpr int64_t rows_of_a_warp = 4;  // the same
-    const int64_t rows_of_a_block = columns <= 16 * warp ? block / warp * rows_of_a_warp : 1;
+    const int64_t rows_of_a_block = columns <= 16 * warp ? cross_entropy_threads<warp> / warp * rows_of_a_warp : 1;
     return std::clamp<int64_t>((rows + rows_of_a_block - 1) / rows_of_a_block, 1, most_blocks);
 }
 
@@ -215,12 +220,17 @@ static int64_t cross_entropy_blocks(int64_t rows, int64_t columns) {
 static int64_t partial_bytes(int64_t blocks, Dtype dtype) { return blocks > 1 ? blocks * accumulator_bytes(dtype) : 0; }
 
 // Launches `kernel`, and what adds its blocks' sums.
-template <class T, auto kernel, class Call>
+template <class T, auto kernel, int threads, class Call>
 cudaError_t launch_loss(const Call& call, int64_t blocks, cudaStream_t stream) {
-    constexpr size_t shared_bytes = block / warp * sizeof(Accumulator<T>);
-    const cudaError_t error = launch<kernel, block, shared_bytes>(blocks, 1, stream, call);
+    constexpr size_t warp_bytes = sizeof(Accumulator<T>);
+    const cudaError_t error = launch<kernel, threads, threads / warp * warp_bytes>(blocks, 1, stream, call);
     if (error != cudaSuccess || blocks == 1) return error;
-    return launch<add_blocks<T>, block, shared_bytes>(1, 1, stream, call.loss, static_cast<int>(blocks));
+    return launch<add_blocks<T>, block, block / warp * warp_bytes>(1, 1, stream, call.loss, static_cast<int>(blocks));
+}
+
+template <class T, int team, int kept>
+cudaError_t launch_rows(const CrossEntropy<T>& call, int64_t blocks, cudaStream_t stream) {
+    return launch_loss<T, cross_entropy_rows<T, team, kept>, cross_entropy_threads<team>>(call, blocks, stream);
 }
 
 cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void* workspace, cudaStream_t stream) {
@@ -234,11 +244,14 @@ cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void
             packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
         }
         const LossSum<T> sum{static_cast<T*>(loss.data), static_cast<A*>(workspace), static_cast<A>(elements.length)};
-        const Mse<T> call{static_cast<const T*>(y_pred.data), static_cast<const T*>(y_true.data),
-                          static_cast<T*>(gradient.data),     elements,
-                          packed,                             A(2) / sum.count,
+        const Mse<T> call{static_cast<const T*>(y_pred.data),
+                          static_cast<const T*>(y_true.data),
+                          static_cast<T*>(gradient.data),
+                          elements,
+                          packed,
+                          A(2) / sum.count,
                           sum};
-        return launch_loss<T, mse_elements<T>>(call, mse_blocks(elements.length), stream);
+        return launch_loss<T, mse_elements<T>, block>(call, mse_blocks(elements.length), stream);
     });
 }
 
@@ -263,10 +276,10 @@ cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, Tensor grad
             as_matrix(y_true, call.targets);
         }
         const int64_t blocks = cross_entropy_blocks(rows, columns);
-        if (columns <= 4 * warp) return launch_loss<T, cross_entropy_rows<T, warp, 4>>(call, blocks, stream);
-        if (columns <= 16 * warp) return launch_loss<T, cross_entropy_rows<T, warp, 16>>(call, blocks, stream);
-        if (columns <= 16 * block) return launch_loss<T, cross_entropy_rows<T, block, 16>>(call, blocks, stream);
-        return launch_loss<T, cross_entropy_rows<T, block, 0>>(call, blocks, stream);
+        if (columns <= 4 * warp) return launch_rows<T, warp, 4>(call, blocks, stream);
+        if (columns <= 16 * warp) return launch_rows<T, warp, 16>(call, blocks, stream);
+        if (columns <= 8 * block) return launch_rows<T, block, 8>(call, blocks, stream);
+        return launch_rows<T, block, 0>(call, blocks, stream);
     });
 }
 

@@ -1,5 +1,5 @@
-// Sums and maxima over a team of threads: a warp, or a whole block. The order is fixed, so that the same values give the
-// same bits.
+// Sums and maxima over a team of threads: a warp, or a whole block. The order is fixed, so that the same values give
+// the same bits.
 #pragma once
 
 #include "types.cuh"

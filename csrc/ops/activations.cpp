@@ -52,8 +52,7 @@ stable::Tensor softmax_backward(const stable::Tensor& delta, const stable::Tenso
     const Guard guard(delta);
     const auto [gradient, output] = checked(delta, a);
     auto dz = stable::empty_like(gradient);
-    launched("softmax_backward",
-             scratchcuda::softmax_backward(view(gradient), view(output), view(dz), guard.stream));
+    launched("softmax_backward", scratchcuda::softmax_backward(view(gradient), view(output), view(dz), guard.stream));
     return dz;
 }
 

@@ -17,9 +17,9 @@ template <class... Parts>
 }
 
 inline std::string text(ScalarType dtype) {
-    static const char* const names[] = {"uint8",     "int8",      "int16",      "int32", "int64", "float16",
-                                        "float32",   "float64",   "complex32",  "complex64",
-                                        "complex128", "bool",     "qint8",      "quint8", "qint32", "bfloat16"};
+    static const char* const names[] = {"uint8",   "int8",    "int16",     "int32",     "int64",      "float16",
+                                        "float32", "float64", "complex32", "complex64", "complex128", "bool",
+                                        "qint8",   "quint8",  "qint32",    "bfloat16"};
     const auto number = static_cast<size_t>(dtype);
     return number < std::size(names) ? std::string("torch.") + names[number] : "number " + std::to_string(number);
 }

@@ -59,8 +59,7 @@ stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::T
 void check_rows(const stable::Tensor& delta, const stable::Tensor& x) {
     check_dtype("delta", delta);
     check_alike("x", x, delta, "delta");
-    const bool rows = x.dim() > 0 && delta.dim() == x.dim() &&
-                      with_features(delta, 0) == with_features(x, 0);
+    const bool rows = x.dim() > 0 && delta.dim() == x.dim() && with_features(delta, 0) == with_features(x, 0);
     if (!rows) {
         refuse("delta has shape ", text(delta.sizes()), ", expected (..., n_out) as x ", text(x.sizes()));
     }

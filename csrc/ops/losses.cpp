@@ -14,8 +14,8 @@ std::tuple<stable::Tensor, stable::Tensor> mse(const stable::Tensor& y_pred, con
     const auto predictions = operand(y_pred), targets = operand(y_true);
     auto loss = empty(y_pred, {}), gradient = stable::empty_like(predictions);
     const auto partials = workspace(y_pred, mse_workspace_bytes(view(predictions)));
-    launched("mse", scratchcuda::mse(view(predictions), view(targets), view(loss), view(gradient),
-                                     partials.data_ptr(), guard.stream));
+    launched("mse", scratchcuda::mse(view(predictions), view(targets), view(loss), view(gradient), partials.data_ptr(),
+                                     guard.stream));
     return {loss, gradient};
 }
 
