@@ -1,8 +1,8 @@
 """The ops as torch knows them: one table of schemas, and a namespace of torch.ops for each library of kernels.
 
 ``torch.ops.scratchcuda`` has the twins for tensors of every device, until ``_C`` adds the kernels for CUDA tensors.
-Each build of the emulator has a namespace of its own. These raw ops are private, because an op without an autograd formula
-loses gradients silently; the functions of :mod:`scratchcuda.ops` are differentiable.
+Each build of the emulator has a namespace of its own. These raw ops are private: one without an autograd formula loses
+gradients silently. The functions of :mod:`scratchcuda.ops` are differentiable.
 """
 
 import torch

@@ -95,7 +95,7 @@ def short(kernels: Iterable[str]) -> list[str]:
     text = re.sub(r"(softmax_rows<\w+), 1", r"\1, forward", text)
     text = re.sub(r"(softmax_rows<\w+), 2", r"\1, backward", text)
     for name, size in re.findall(r"constexpr int (warp|block) = (\d+);", (KERNELS / "reduce.cuh").read_text()):
-        text = text.replace(f"ward, {size}", f"ward, {name}")
+        text = re.sub(rf"(ward|cross_entropy_rows<\w+), {size}", rf"\1, {name}", text)
     text = re.sub(r"StoreOutput<\w+>", "store", re.sub(r"TakeGradient<\w+>", "gradient", text))
     return [re.sub(r"[<>, ]+", " ", line).strip().lower() for line in text.splitlines()]
 
@@ -140,21 +140,28 @@ def launches() -> dict[str, tuple[int, int]]:
     """For each kernel, the threads and the bytes of shared memory of a block, as its launcher asks for them."""
     import torch  # nothing else here needs it
 
-    from scratchcuda import _emulator as emulator
+    from scratchcuda import _emulator
 
-    emulator.record(True)
+    ops, controls = _emulator.current()
+    _emulator.record(True)
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         x, many = torch.zeros(1, 1, dtype=dtype), torch.zeros(1024, 1, dtype=dtype)
-        for tile in emulator.TILES:
-            emulator.dense(x, x, x[0], "none", tile)
-            emulator.dense_backward_weights(x, x, tile)
-        emulator.dense_backward_weights(many, many)  # enough rows to be split
-        emulator.KERNELS["relu_backward"](x, emulator.KERNELS["relu"](x))
+        for tile in _emulator.TILES.values():
+            controls.scratchcuda_set_tile(tile)
+            ops.dense(x, x, x[0], "none")
+            ops.dense_backward_weights(x, x)
+        ops.dense_backward_weights(many, many)  # enough rows to be split
+        ops.relu_backward(x, ops.relu(x))
         for columns in (100, 300, 3000, 9000):  # one for each way to keep a row
-            z = torch.zeros(1, columns, dtype=dtype)
-            emulator.softmax_backward(z, emulator.softmax(z))
-    found = emulator.launches()
-    emulator.record(False)
+            z = torch.zeros(2, columns, dtype=dtype)
+            ops.softmax_backward(z, ops.softmax(z))
+            ops.cross_entropy(z, z)  # in two blocks, at the last
+        ops.mse(x, x)
+    matrix = torch.zeros(2, 2, 2)
+    for params, grads in (([x], [x]), ([*many[:33]], [*many[:33]]), ([matrix], [matrix[:, :1].expand(2, 2, 2)])):
+        ops.sgd_update_(params, grads, [], 0.1, 0.0, 0.0, 0.0, False, False, False)
+    found = _emulator.launches()
+    _emulator.record(False)
     kernels = short(launch.kernel for launch in found)
     return {k: (launch.block[0], launch.shared_bytes) for k, launch in zip(kernels, found, strict=True)}
 
