@@ -66,7 +66,7 @@ def toolkit() -> Path | None:
 
 
 def architectures(nvcc: Path) -> str:
-    """Those to build for, as TORCH_CUDA_ARCH_LIST writes them: that variable, or all that we know and this nvcc does."""
+    """Those to build for, in the form of TORCH_CUDA_ARCH_LIST: its own, or all of ours that this nvcc knows."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if asked:
         return asked
