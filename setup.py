@@ -67,7 +67,7 @@ def extension() -> dict:
             text = json.dumps(facts, indent=2)
             header = Path(self.build_temp, "build_facts.h")
             header.parent.mkdir(parents=True, exist_ok=True)
-            header.write_text(f'constexpr const char* build_facts = R"({text})";\n')
+            header.write_text(f'constexpr const char* build_facts = R"facts({text})facts";\n')
             self.extensions[0].include_dirs.append(str(header.parent.resolve()))
             begin = time.monotonic()
             super().run()

@@ -85,7 +85,9 @@ def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
     if current == "tensor" or (current != "emulator" and not any(tensor.is_cuda for tensor in tensors)):
         return twin
     for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta or tensor.is_neg():
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta:
+            return twin
+        if not torch.compiler.is_compiling() and tensor.is_neg():  # the compiler resolves such views itself
             return twin
         if current == "emulator" and tensor.device.type != "cpu":
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,32 @@ def writable(name: str, value: Tensor) -> None:
     """Every element has memory of its own."""
     if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):
         raise ValueError(f"{name} is expanded (strides {value.stride()}), expected memory of its own for each element")
+
+
+def apart(written: Mapping[str, Sequence[Tensor]], read: Mapping[str, Sequence[Tensor]]) -> None:
+    """No tensor to be written shares memory with another, as far as those without gaps between elements can tell."""
+    if torch.compiler.is_compiling():
+        return
+    named = [
+        (f"{name}[{i}]" if len(tensors) > 1 else name, tensor, group is written)
+        for group in (written, read)
+        for name, tensors in group.items()
+        for i, tensor in enumerate(tensors)
+        if tensor.numel() and type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
+    ]
+    if len({tensor.untyped_storage().data_ptr() for _, tensor, _ in named}) == len(named):
+        return
+    spans = []
+    for name, tensor, is_written in named:
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if reach == tensor.numel():
+            spans.append((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name, is_written))
+    furthest = {True: (0, ""), False: (0, "")}  # of those written and those read, which one ends last
+    for begin, end, name, is_written in sorted(spans):
+        for other_is_written, (other_end, other) in furthest.items():
+            if begin < other_end and (is_written or other_is_written):
+                raise ValueError(f"{name} shares memory with {other}, expected memory of its own")
+        furthest[is_written] = max(furthest[is_written], (end, name))
 
 
 def features(name: str, value: Tensor, expected: int) -> None:

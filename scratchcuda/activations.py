@@ -125,8 +125,6 @@ class Softmax(Activation):
     def __call__(self, z: Tensor) -> Tensor:
         a = ops.softmax(z)
         a.scores = z  # type: ignore[attr-defined]
-        if original(self):  # so that our backward will be asked, which takes a gradient with respect to the scores
-            a.of_softmax = True  # type: ignore[attr-defined]
         return a
 
     def backward(self, delta: Tensor, a: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Losses:
 
         A loss that is a tensor () stays on its device until the epoch has ended.
         """
-        return self.loss(y_pred, y_true), self.backward(y_pred, y_true)
+        return self(y_pred, y_true), self.backward(y_pred, y_true)
 
     def __call__(self, y_pred: Tensor, y_true: Tensor) -> float:
         return self.loss(y_pred, y_true)
@@ -102,11 +102,9 @@ class CrossEntropy(Losses):
         return delta
 
     def loss_and_gradient(self, y_pred: Tensor, y_true: Tensor) -> tuple[float | Tensor, Tensor]:
-        if not original(self) or (self.probabilities and not hasattr(y_pred, "of_softmax")):
+        if self.probabilities or not original(self):
             return super().loss_and_gradient(y_pred, y_true)
-        loss, delta = ops.cross_entropy(y_pred.scores if self.probabilities else y_pred, y_true)  # type: ignore
-        delta.scores = delta.detach()  # type: ignore[attr-defined]
-        return loss, delta
+        return ops.cross_entropy(y_pred, y_true)
 
     def as_targets(self, name: str, y: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
         targets = super().as_targets(name, y, shape, like)

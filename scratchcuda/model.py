@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scratchcuda import _checks
+from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense, InputLayer
@@ -201,6 +201,16 @@ class Model(Parameters):
         options = self._decay_options(_checks.non_negative("weight_decay", weight_decay))
         self._backpropagate(self.loss_f.backward(y_pred, y_true), lr, options)
 
+    def _loss_and_gradient(self, y_pred: Tensor, y_true: Tensor) -> tuple[float | Tensor, Tensor]:
+        """Of a training step. Between a last Softmax and CrossEntropy, scores alone pass, and no probabilities."""
+        last, loss_f = self.layers[-1], self.loss_f
+        activation = last.act_f if isinstance(last, Dense) and original(last) else last
+        if not (original(activation) is Softmax and original(loss_f) is CrossEntropy):
+            return loss_f.loss_and_gradient(y_pred, y_true)
+        loss, delta = ops.cross_entropy(y_pred.scores, y_true)  # type: ignore[attr-defined]
+        delta.scores = delta.detach()  # type: ignore[attr-defined]
+        return loss, delta
+
     def _backpropagate(self, delta: Tensor, lr: float, options: dict[str, float]) -> None:
         for layer in reversed(self.layers):
             if isinstance(layer, Activation):
@@ -263,7 +273,7 @@ class Model(Parameters):
         def step(x: Tensor, y: Tensor) -> float | Tensor:
             y_pred = self.__forward__(x)
             if original(self):
-                loss, delta = self.loss_f.loss_and_gradient(y_pred, y)
+                loss, delta = self._loss_and_gradient(y_pred, y)
                 self._backpropagate(delta, lr, options)
                 return loss
             mean = self.loss_f(y_pred, y)

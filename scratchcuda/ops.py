@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scratchcuda import _checks
+from scratchcuda import _checks, tensor_ops
 from scratchcuda._backend import serving
 
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "softmax")
@@ -92,6 +92,7 @@ def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, wei
     _checks.shape("b", b, (delta.shape[-1],))
     _checks.writable("w", w)
     _checks.writable("b", b)
+    _checks.apart({"w": [w], "b": [b]}, {"delta": [delta], "x": [x]})
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     with torch.no_grad():
         serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
@@ -167,8 +168,8 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         scores: unnormalised log-probabilities (m, classes).
-        y_true: probabilities (m, classes), or class indices (m,) of an integer dtype. On a GPU their range is not
-            checked, because that would wait for it: an index that is no class makes loss and gradient NaN.
+        y_true: probabilities (m, classes), or class indices (m,) of an integer dtype. Where the kernels serve a GPU,
+            the range is not checked, which would wait for it: an index that is no class makes loss and gradient NaN.
 
     Returns:
         the loss (), and its gradient with respect to scores (m, classes).
@@ -180,9 +181,12 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     if y_true.dim() == 1:
         _checks.on_device("y_true", y_true, "scores", scores.device)
         _checks.same_length("y_true", y_true, "scores", scores)
-        _checks.class_indices("y_true", y_true, None if scores.is_cuda else scores.shape[1])
+        _checks.class_indices("y_true", y_true, None)
         y_true = y_true.long()
-        return serving("cross_entropy", scores, y_true)(scores, y_true)
+        op = serving("cross_entropy", scores, y_true)
+        if op is tensor_ops.cross_entropy or not scores.is_cuda:
+            _checks.class_indices("y_true", y_true, scores.shape[1])
+        return op(scores, y_true)
     _checks.alike("y_true", y_true, "scores", scores)
     _checks.shape("y_true", y_true, tuple(scores.shape))
     return serving("cross_entropy", scores, y_true)(scores, y_true)
@@ -207,7 +211,7 @@ def sgd_update_(
     ``g <- m``, or ``g + momentum m`` with nesterov; ``p <- p - lr g``.
 
     Args:
-        params: tensors p to update, of any sizes and floating-point dtypes, on one device, each only once.
+        params: tensors p to update, of any sizes and floating-point dtypes, on one device, each in memory of its own.
         grads: one gradient g for each, of its shape and dtype.
         lr: learning rate, finite, at least 0.
         weight_decay: factor of the L2 penalty, finite, at least 0.
@@ -218,7 +222,7 @@ def sgd_update_(
         maximize: ascend instead.
         is_first_step: the buffers hold nothing yet; they become the gradients.
     """
-    params, grads, momentum_buffers = list(params), list(grads), list(momentum_buffers)
+    params, grads, momentum_buffers = list(params), list(grads), list(momentum_buffers) if momentum else []
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     momentum, dampening = _checks.non_negative("momentum", momentum), _checks.finite("dampening", dampening)
     if nesterov and (momentum == 0 or dampening != 0):
@@ -227,17 +231,18 @@ def sgd_update_(
         _checks.floating(f"params[{i}]", p)
         _checks.on_device(f"params[{i}]", p, "params[0]", params[0].device)
         _checks.writable(f"params[{i}]", p)
-    if len({id(p) for p in params}) < len(params):
-        raise ValueError("params holds a tensor twice, expected each only once")
-    beside = {"grads": grads, "momentum_buffers": momentum_buffers} if momentum else {"grads": grads}
+    beside = {"grads": grads} | ({"momentum_buffers": momentum_buffers} if momentum else {})
     for name, tensors in beside.items():
         if len(tensors) != len(params):
             raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(params)} as params")
         for i, (p, tensor) in enumerate(zip(params, tensors, strict=True)):
             _checks.alike(f"{name}[{i}]", tensor, f"params[{i}]", p)
             _checks.shape(f"{name}[{i}]", tensor, tuple(p.shape))
-    for i, buffer in enumerate(momentum_buffers if momentum else ()):
+    for i, buffer in enumerate(momentum_buffers):
         _checks.writable(f"momentum_buffers[{i}]", buffer)
+    _checks.apart({"params": params, "momentum_buffers": momentum_buffers}, {"grads": grads})
+    if not params:
+        return
     options = lr, weight_decay, momentum, dampening, nesterov, maximize, is_first_step
     with torch.no_grad():
         serving("sgd_update_", *params, *grads, *momentum_buffers)(params, grads, momentum_buffers, *options)
@@ -246,7 +251,8 @@ def sgd_update_(
 
 def _written(*tensors: Tensor) -> None:
     """Bump versions: kernels write behind autograd's back, and a graph that saved these tensors must raise, not lie."""
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+    if not torch.compiler.is_compiling():  # which keeps account of its own
+        torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
 def _rows(delta: Tensor, x: Tensor) -> None:

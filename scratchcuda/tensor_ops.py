@@ -80,7 +80,7 @@ def softmax_backward(delta: Tensor, a: Tensor) -> Tensor:
 def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     # y_pred, y_true of one shape -> loss (), gradient with respect to y_pred
     difference = y_pred - y_true
-    return difference.square().mean(), 2 * difference / difference.numel()
+    return difference.square().mean(), difference * (2 / max(1, difference.numel()))
 
 
 def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:

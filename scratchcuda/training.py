@@ -83,8 +83,8 @@ class GeneralPath(FitPath):
                 found.append(self.step(x, y))
                 stop.check()
         finally:
-            tensors = [loss for loss in found if isinstance(loss, Tensor)]
-            losses += torch.stack(tensors).tolist() if tensors else map(float, found)
+            scalars = [loss for loss in found if isinstance(loss, Tensor) and loss.dim() == 0]
+            losses += torch.stack(scalars).tolist() if scalars and len(scalars) == len(found) else map(float, found)
 
     def validate(self) -> float:
         return self.evaluate()

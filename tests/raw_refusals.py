@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-X, W, B, DELTA = (torch.ones(shape, dtype=torch.float64) for shape in ((4, 5), (5, 3), (3,), (4, 3)))
+X, W, B, DELTA, G = (torch.ones(shape, dtype=torch.float64) for shape in ((4, 5), (5, 3), (3,), (4, 3), (5, 3)))
 SGD = 0.1, 0.0, 0.0, 0.0, False, False, False
 
 REFUSALS = [
@@ -47,12 +47,17 @@ REFUSALS = [
         r"grads\[1\] has dtype torch.float16, expected torch.float64 as",
     ),
     ("sgd_update_", ([W, B.long()], [W, B], [], *SGD), r"params\[1\] has dtype torch.int64"),
-    ("sgd_update_", ([W, W], [W, W], [], *SGD), r"params\[1\] shares its memory with params\[0\]"),
+    ("sgd_update_", ([W, W], [G, G], [], *SGD), r"params\[1\] shares memory with params\[0\]"),
+    ("sgd_update_", ([W], [W], [], *SGD), r"grads\[0\] shares memory with params\[0\]"),
+    ("sgd_update_", ([W], [G], [], 0.1, 0.0, 0.9, *SGD[3:]), "momentum_buffers has 0 tensors, expected 1 as params"),
+    ("sgd_update_", ([W], [G], [W], 0.1, 0.0, 0.9, *SGD[3:]), r"momentum_buffers\[0\] shares memory with params\[0\]"),
+    ("sgd_update_", ([W], [G], [], *SGD[:3], math.nan, *SGD[4:]), "dampening is nan, expected a finite number"),
     (
         "sgd_update_",
-        ([W], [W], [], 0.1, 0.0, 0.9, *SGD[3:]),
-        "momentum_buffers has 0 tensors, expected 1 as params",
+        ([W], [G], [], *SGD[:4], True, *SGD[5:]),
+        "nesterov needs momentum and no dampening, got momentum 0",
     ),
+    ("dense_update_", (X.view(-1)[:12].view(4, 3), X, W, X.view(-1)[9:12], 0.1, 0.0), "b shares memory with x"),
 ]
 
 

@@ -259,7 +259,33 @@ def test_sgd_update_as_torch_optim(options, dtype):
         torch.testing.assert_close(p, expected, rtol=unit, atol=unit)
 
 
-X, W, B, DELTA = rand(4, 5), rand(5, 3), rand(3), rand(4, 3)
+def test_sgd_update_of_views_that_lie_between_one_another():
+    """Columns of one matrix share a range of memory, but no element."""
+    both = rand(5, 6)
+    expected = both - 0.1
+    ops.sgd_update_([both[:, :2], both[:, 2:]], [torch.ones(5, 2).double(), torch.ones(5, 4).double()], 0.1)
+    torch.testing.assert_close(both, expected)
+
+
+def test_sgd_update_leaves_buffers_alone_that_it_does_not_use():
+    w, unused = rand(3), rand(3)
+    version = unused._version
+    ops.sgd_update_([w], [rand(3)], 0.1, momentum_buffers=[unused])
+    ops.sgd_update_([w], [rand(3)], 0.1, momentum_buffers=[None])
+    assert unused._version == version
+    ops.sgd_update_([], [], 0.1)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_public_functions_compile_whole(name):
+    args = ARGUMENTS[name](4)
+    others = [[v.clone() for v in a] if isinstance(a, list) else a.clone() if hasattr(a, "clone") else a for a in args]
+    torch._dynamo.reset()
+    result = torch.compile(lambda *args: call(name, *args), fullgraph=True, backend="aot_eager")(*others)
+    torch.testing.assert_close([result, others[:4:2]], [call(name, *args), args[:4:2]])  # what is written among them
+
+
+X, W, B, DELTA, G = rand(4, 5), rand(5, 3), rand(3), rand(4, 3), rand(5, 3)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +334,27 @@ X, W, B, DELTA = rand(4, 5), rand(5, 3), rand(3), rand(4, 3)
         ),
         (lambda: ops.sgd_update_([W, B.to("meta")], [W, B], 0.1), ValueError, r"params\[1\] is on device meta, exp"),
         (lambda: ops.sgd_update_([W, X.long()], [W, X], 0.1), TypeError, r"params\[1\] has dtype torch.int64"),
-        (lambda: ops.sgd_update_([W, B, W], [W, B, W], 0.1), ValueError, "params holds a tensor twice"),
+        (
+            lambda: ops.sgd_update_([W, B, W], [G, G[0], G], 0.1),
+            ValueError,
+            r"params\[2\] shares memory with params\[0\]",
+        ),
+        (lambda: ops.sgd_update_([W, W.view(3, 5)], [G, G.view(3, 5)], 0.1), ValueError, "shares memory with"),
+        (
+            lambda: ops.sgd_update_([W.view(-1)[:9]], [W.view(-1)[4:13]], 0.1),
+            ValueError,
+            "grads shares memory with params",
+        ),
+        (
+            lambda: ops.sgd_update_([W], [G], 0.1, momentum=0.9, momentum_buffers=[G]),
+            ValueError,
+            "shares memory with",
+        ),
+        (
+            lambda: ops.dense_update_(DELTA, X, W, W[0], 0.1),
+            ValueError,
+            "b shares memory with w|w shares memory with b",
+        ),
         (lambda: ops.sgd_update_([B[:1].expand(3)], [B], 0.1), ValueError, r"params\[0\] is expanded"),
         (
             lambda: ops.sgd_update_([W], [W], 0.1, momentum=0.9),

@@ -34,7 +34,8 @@ template <Activation f>
 stable::Tensor backward(const stable::Tensor& delta, const stable::Tensor& a) {
     const Guard guard(delta);
     const auto [gradient, output] = checked(delta, a);
-    auto dz = stable::empty_like(gradient);
+    // As torch: its operand that comes first is a for relu, delta for the others.
+    auto dz = f == Activation::relu ? empty_like(output, gradient) : empty_like(gradient, output);
     launched(backward_names[static_cast<int>(f)],
              activation_backward(view(gradient), view(output), view(dz), f, guard.stream));
     return dz;
@@ -43,7 +44,7 @@ stable::Tensor backward(const stable::Tensor& delta, const stable::Tensor& a) {
 stable::Tensor softmax(const stable::Tensor& z) {
     const Guard guard(z);
     const auto in = checked(z);
-    auto a = stable::empty_like(in);
+    auto a = empty(in, in.sizes());
     launched("softmax", softmax_forward(view(in), view(a), guard.stream));
     return a;
 }
@@ -51,7 +52,7 @@ stable::Tensor softmax(const stable::Tensor& z) {
 stable::Tensor softmax_backward(const stable::Tensor& delta, const stable::Tensor& a) {
     const Guard guard(delta);
     const auto [gradient, output] = checked(delta, a);
-    auto dz = stable::empty_like(gradient);
+    auto dz = empty(gradient, gradient.sizes());
     launched("softmax_backward", scratchcuda::softmax_backward(view(gradient), view(output), view(dz), guard.stream));
     return dz;
 }

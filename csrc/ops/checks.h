@@ -2,6 +2,7 @@
 // called; these make the raw ops as safe. Every error names the argument, what it got and what it expects.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -106,6 +107,37 @@ inline void check_writable(const std::string& name, const stable::Tensor& tensor
             refuse(name, " is expanded (strides ", text(tensor.strides()),
                    "), expected memory of its own for each element");
         }
+    }
+}
+
+// A tensor that is written, or only read.
+struct Used {
+    std::string name;
+    const stable::Tensor& tensor;
+    bool written;
+};
+
+// None that is written shares memory with another, as far as those without gaps between elements can tell.
+inline void check_apart(const std::vector<Used>& all) {
+    using Span = std::tuple<const char*, const char*, const Used*>;
+    std::vector<Span> spans;
+    for (const Used& used : all) {
+        int64_t reach = 1;
+        for (int64_t d = 0; d < used.tensor.dim(); ++d) reach += (used.tensor.size(d) - 1) * used.tensor.stride(d);
+        if (used.tensor.numel() == 0 || reach != used.tensor.numel()) continue;
+        const char* begin = static_cast<const char*>(used.tensor.data_ptr());
+        spans.emplace_back(begin, begin + reach * used.tensor.element_size(), &used);
+    }
+    std::sort(spans.begin(), spans.end());
+    Span furthest[2] = {};  // of those read and those written, which one ends last
+    for (const Span& span : spans) {
+        const auto& [begin, end, used] = span;
+        for (const auto& [other_begin, other_end, other] : furthest) {
+            if (other && begin < other_end && (used->written || other->written)) {
+                refuse(used->name, " shares memory with ", other->name, ", expected memory of its own");
+            }
+        }
+        if (end > std::get<1>(furthest[used->written])) furthest[used->written] = span;
     }
 }
 

@@ -7,8 +7,6 @@ Tile tile = Tile::automatic;
 
 namespace {
 
-using Sizes = std::vector<int64_t>;
-
 // The sizes of `tensor` with another last one.
 Sizes with_features(const stable::Tensor& tensor, int64_t features) {
     Sizes sizes(tensor.sizes().begin(), tensor.sizes().end());
@@ -73,7 +71,7 @@ std::tuple<stable::Tensor, stable::Tensor> dense_backward_weights(const stable::
     check_here("delta", delta);
     const int64_t last = x.dim() - 1;
     const auto delta_rows = operand(delta), x_rows = operand(x);
-    auto dw = empty(x, {x.size(last), delta.size(last)}), db = empty(x, {delta.size(last)});
+    auto dw = empty(x, Sizes{x.size(last), delta.size(last)}), db = empty(x, Sizes{delta.size(last)});
     const auto partials = workspace(x, dense_workspace_bytes(view(delta_rows), view(x_rows), tile));
     launched("dense_backward_weights",
              scratchcuda::dense_backward_weights(view(delta_rows), view(x_rows), view(dw), view(db),
@@ -93,6 +91,7 @@ void dense_update_(const stable::Tensor& delta, const stable::Tensor& x, const s
     check_shape("b", b, Sizes{delta.size(last)});
     check_writable("w", w);
     check_writable("b", b);
+    check_apart({{"w", w, true}, {"b", b, true}, {"delta", delta, false}, {"x", x, false}});
     check_non_negative("lr", lr);
     check_non_negative("weight_decay", weight_decay);
     check_here("delta", delta);

@@ -12,7 +12,7 @@ std::tuple<stable::Tensor, stable::Tensor> mse(const stable::Tensor& y_pred, con
     check_shape("y_true", y_true, y_pred.sizes());
     check_here("y_pred", y_pred);
     const auto predictions = operand(y_pred), targets = operand(y_true);
-    auto loss = empty(y_pred, {}), gradient = stable::empty_like(predictions);
+    auto loss = empty(y_pred, Sizes{}), gradient = empty_like(predictions, targets);
     const auto partials = workspace(y_pred, mse_workspace_bytes(view(predictions)));
     launched("mse", scratchcuda::mse(view(predictions), view(targets), view(loss), view(gradient), partials.data_ptr(),
                                      guard.stream));
@@ -28,14 +28,14 @@ std::tuple<stable::Tensor, stable::Tensor> cross_entropy(const stable::Tensor& s
         if (y_true.scalar_type() != ScalarType::Long) {
             refuse("y_true has dtype ", text(y_true.scalar_type()), ", expected torch.int64 for class indices");
         }
-        check_shape("y_true", y_true, std::vector<int64_t>{scores.size(0)});
+        check_shape("y_true", y_true, Sizes{scores.size(0)});
     } else {
         check_dtype("y_true", y_true, scores.scalar_type(), "scores");
         check_shape("y_true", y_true, scores.sizes());
     }
     check_device("y_true", y_true, scores, "scores");
     check_here("scores", scores);
-    auto loss = empty(scores, {}), gradient = stable::empty_like(scores);
+    auto loss = empty(scores, Sizes{}), gradient = empty(scores, scores.sizes());
     const auto partials = workspace(scores, cross_entropy_workspace_bytes(view(scores)));
     launched("cross_entropy", scratchcuda::cross_entropy(view(scores), view(y_true), view(loss), view(gradient),
                                                          partials.data_ptr(), guard.stream));

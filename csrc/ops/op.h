@@ -31,6 +31,7 @@ namespace scratchcuda::ops {
 
 namespace stable = torch::stable;
 using torch::headeronly::ScalarType;
+using Sizes = std::vector<int64_t>;
 
 // Makes the device of the op's tensors current while it lives, and knows the stream that is current there.
 #if SCRATCHCUDA_EMULATOR
@@ -58,14 +59,22 @@ inline stable::Tensor operand(const stable::Tensor& tensor) {
     return tensor.dim() > most_dims ? stable::contiguous(tensor) : tensor;
 }
 
-// An empty tensor of these sizes, and of the dtype and device of `like`.
-inline stable::Tensor empty(const stable::Tensor& like, const std::vector<int64_t>& sizes) {
+// An empty contiguous tensor of these sizes, and of the dtype and device of `like`.
+inline stable::Tensor empty(const stable::Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
     return stable::new_empty(like, sizes);
+}
+
+// An empty tensor as torch's elementwise operations lay out their result: as the first operand that is not expanded.
+inline stable::Tensor empty_like(const stable::Tensor& first, const stable::Tensor& second) {
+    for (int64_t d = 0; d < first.dim(); ++d) {
+        if (first.stride(d) == 0 && first.size(d) > 1) return stable::empty_like(second);
+    }
+    return stable::empty_like(first);
 }
 
 // Memory for a launcher's own use.
 inline stable::Tensor workspace(const stable::Tensor& like, int64_t bytes) {
-    return stable::new_empty(like, std::vector<int64_t>{bytes}, ScalarType::Byte);
+    return stable::new_empty(like, Sizes{bytes}, ScalarType::Byte);
 }
 
 // As the kernels see a tensor, while it lives. Its dtype has been checked.
@@ -91,11 +100,15 @@ inline Tensor view(const stable::Tensor& tensor) {
             tensor.strides().data()};
 }
 
-// Throws what a launcher has returned, unless that is success.
+// Throws what a launcher has returned, unless that is success. Without a last error, it is a launcher's own refusal.
 inline void launched(const char* op, cudaError_t error) {
     if (error == cudaSuccess) return;
-    const char* reason = "a tensor has more than 16 dimensions that cannot be merged";  // all that launchers refuse
-    if (cudaGetLastError() != cudaSuccess) reason = cudaGetErrorString(error);
+    const char* reason = "a grid of more blocks than there can be";
+    if (cudaGetLastError() != cudaSuccess) {
+        reason = cudaGetErrorString(error);
+    } else if (error == cudaErrorInvalidValue) {
+        reason = "a tensor has more than 16 dimensions that cannot be merged";
+    }
     throw std::runtime_error(std::string(op) + " failed, " + cudaGetErrorName(error) + ": " + reason);
 }
 

@@ -1,6 +1,4 @@
 // The update of torch.optim.SGD on a list of tensors.
-#include <map>
-
 #include "checks.h"
 
 namespace scratchcuda::ops {
@@ -30,28 +28,30 @@ void check_list(const char* name, const Tensors& tensors, const Tensors& params)
 void sgd_update_(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers, double lr,
                  double weight_decay, double momentum, double dampening, bool nesterov, bool maximize,
                  bool is_first_step) {
-    if (params.empty()) {
-        check_list("grads", grads, params);
-        return;
-    }
+    if (params.empty()) return check_list("grads", grads, params);
     const Guard guard(params[0]);
-    std::map<const void*, size_t> places;
     for (size_t i = 0; i < params.size(); ++i) {
         check_dtype(at("params", i), params[i]);
         check_device(at("params", i), params[i], params[0], "params[0]");
-        check_writable(at("params", i), params[i]);
-        const auto [other, is_new] = places.emplace(params[i].data_ptr(), i);
-        if (!is_new && params[i].numel() > 0) {
-            refuse(at("params", i), " shares its memory with ", at("params", other->second), ", expected its own");
-        }
     }
     check_list("grads", grads, params);
+    if (momentum != 0) check_list("momentum_buffers", momentum_buffers, params);
+    std::vector<Used> used;
+    for (size_t i = 0; i < params.size(); ++i) {
+        used.push_back({at("params", i), params[i], true});
+        used.push_back({at("grads", i), grads[i], false});
+        if (momentum != 0) used.push_back({at("momentum_buffers", i), momentum_buffers[i], true});
+    }
+    for (const Used& tensor : used) {
+        if (tensor.written) check_writable(tensor.name, tensor.tensor);
+    }
+    check_apart(used);
     check_non_negative("lr", lr);
     check_non_negative("weight_decay", weight_decay);
     check_non_negative("momentum", momentum);
-    if (momentum != 0) {
-        check_list("momentum_buffers", momentum_buffers, params);
-        for (size_t i = 0; i < params.size(); ++i) check_writable(at("momentum_buffers", i), momentum_buffers[i]);
+    if (!std::isfinite(dampening)) refuse("dampening is ", dampening, ", expected a finite number");
+    if (nesterov && (momentum == 0 || dampening != 0)) {
+        refuse("nesterov needs momentum and no dampening, got momentum ", momentum, ", dampening ", dampening);
     }
     check_here("params[0]", params[0]);
     const auto p = views(params), g = views(grads), m = views(momentum_buffers);
