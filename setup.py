@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def extension() -> dict:
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
     import pybind11
     import torch
-    from torch.utils.cpp_extension import BuildExtension
+    from torch.utils.cpp_extension import BuildExtension, _get_cuda_arch_flags
 
     def version(*command: str, pattern: str) -> str:
         return re.search(pattern, subprocess.run(command, capture_output=True, text=True, check=True).stdout).group()
@@ -60,8 +61,8 @@ def extension() -> dict:
                 "version": self.distribution.get_version(),
                 "torch": torch.__version__,
                 "cuda": version(str(home / "bin/nvcc"), "--version", pattern=r"(?<=release )[\d.]+"),
-                "architectures": os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";").split(";"),
-                "compiler": version(os.environ.get("CXX", "g++"), "--version", pattern=r".*"),
+                "architectures": re.findall(r"code=(\w+)", " ".join(_get_cuda_arch_flags())),
+                "compiler": version(*shlex.split(os.environ.get("CXX", "c++")), "--version", pattern=r".*"),
                 "python": platform.python_version(),
             }
             text = json.dumps(facts, indent=2)
@@ -76,7 +77,8 @@ def extension() -> dict:
             print(f"scratchcuda._C: built for {', '.join(facts['architectures'])} in {seconds:.0f} s", file=sys.stderr)
 
     folder = Path(torch.__file__).parent
-    runtime = next(folder.parent.glob("nvidia/*/lib/libcudart.so.*"), home / "lib64/libcudart.so")
+    major = torch.version.cuda.partition(".")[0]
+    runtime = next(folder.parent.glob(f"nvidia/*/lib/libcudart.so.{major}"), home / "lib64/libcudart.so")
     sources = [*description.op_sources(), ROOT / "csrc/ops/module.cpp", *sorted((ROOT / "csrc/kernels").glob("*.cu"))]
     binary = setuptools.Extension(
         "scratchcuda._C",

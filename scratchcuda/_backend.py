@@ -75,6 +75,30 @@ def kernels_missing() -> str:
     return ""
 
 
+@functools.cache
+def kernels_unfit(device: torch.device) -> str:
+    """Why the CUDA kernels cannot be used on this device, and the cure; nothing if they can."""
+    if reason := kernels_missing():
+        return reason
+    from scratchcuda import _C  # type: ignore[attr-defined]
+
+    major, minor = torch.cuda.get_device_capability(device)
+    architectures = _C.build_facts()["architectures"]
+    if any(_runs(architecture, major, minor) for architecture in architectures):
+        return ""
+    return (
+        f"the kernels were built for {', '.join(architectures)}, not for {torch.cuda.get_device_name(device)}; "
+        f'TORCH_CUDA_ARCH_LIST="{major}.{minor}" pip install --no-build-isolation --force-reinstall --no-deps .'
+    )
+
+
+def _runs(architecture: str, major: int, minor: int) -> bool:
+    """Binaries (sm_) run on later minor versions too, PTX (compute_) on all later ones, with a letter on none other."""
+    kind, number = architecture.split("_")
+    built, here = int(number.rstrip("af")), 10 * major + minor
+    return built == here or (built < here and number.isdecimal() and (kind == "compute" or built // 10 == major))
+
+
 def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
     """What serves an op for these tensors: its twin, or a kernel.
 
@@ -101,7 +125,7 @@ def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
         return twin
     if current == "emulator":
         return getattr(_emulator.current().ops, name)
-    if reason := kernels_missing():
+    if reason := kernels_unfit(tensors[0].device):
         if current == "kernels":
             raise RuntimeError(f"{name} got CUDA tensors, but {reason}")
         _warn_once(f"CUDA tensors are served by torch's tensor operations, because {reason}")

@@ -215,7 +215,7 @@ def test_tensors_elsewhere_are_refused_on_the_emulator(monkeypatch):
 def test_cuda_tensors_without_kernels(monkeypatch, recwarn):
     """One warning that says why and what to do; an error where kernels are asked for."""
     monkeypatch.setattr(_backend, "Tensor", OnDevice)
-    monkeypatch.setattr(_backend, "kernels_missing", lambda: "the reason; the cure")
+    monkeypatch.setattr(_backend, "kernels_unfit", lambda device: "the reason; the cure")
     _backend._warn_once.cache_clear()
     cuda, cpu = OnDevice(device=torch.device("cuda:0")), OnDevice(device=torch.device("cpu"))
     with scratchcuda.use_backend("auto"):
@@ -226,7 +226,7 @@ def test_cuda_tensors_without_kernels(monkeypatch, recwarn):
         assert _backend.serving("tanh", cpu) is tensor_ops.tanh
         with pytest.raises(RuntimeError, match="tanh got CUDA tensors, but the reason; the cure"):
             _backend.serving("tanh", cuda)
-    monkeypatch.setattr(_backend, "kernels_missing", lambda: "")
+    monkeypatch.setattr(_backend, "kernels_unfit", lambda device: "")
     with scratchcuda.use_backend("auto"):
         assert _backend.serving("tanh", cuda) == torch.ops.scratchcuda.tanh
     with scratchcuda.use_backend("tensor"):
@@ -322,3 +322,30 @@ def test_a_build_that_does_not_load_is_a_reason(package, facts):
     made = ", built for torch 2.99.0, CUDA 19.0, Python 3.99.1," if facts else ""
     assert reason.startswith(f"{binary.name}{made} does not load beside torch {torch.__version__} (")
     assert reason.endswith(f"); {CURE}")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "fits"),
+    [
+        (["sm_90"], (9, 0), True),
+        (["sm_90"], (8, 9), False),
+        (["sm_80"], (8, 9), True),
+        (["sm_89"], (8, 6), False),
+        (["sm_80", "sm_90"], (12, 0), False),
+        (["sm_80", "compute_80"], (12, 0), True),
+        (["compute_120"], (9, 0), False),
+        (["sm_90a"], (9, 0), True),
+        (["sm_100a", "compute_100a"], (10, 3), False),
+    ],
+)
+def test_a_build_for_other_devices_is_a_reason(architectures, capability, fits, monkeypatch):
+    """Binaries run on later minor versions, PTX on all later ones, and what ends in a letter on its own alone."""
+    module = SimpleNamespace(build_facts=lambda: {"architectures": architectures})
+    monkeypatch.setitem(sys.modules, "scratchcuda._C", module)
+    monkeypatch.setattr(scratchcuda, "_C", module, raising=False)
+    monkeypatch.setattr(_backend, "kernels_missing", lambda: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    reason = _backend.kernels_unfit.__wrapped__(torch.device("cuda:0"))
+    told = f"the kernels were built for {', '.join(architectures)}, not for a card; TORCH_CUDA_ARCH_LIST="
+    assert reason.startswith(told) if not fits else reason == ""

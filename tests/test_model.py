@@ -294,6 +294,84 @@ def test_a_loss_of_ones_own():
     assert history.valid_loss[-1] < history.loss[0]
 
 
+class Jacobian(Dense):
+    """Takes the softmax's derivative by itself."""
+
+    def backward(self, delta, lr):
+        delta = self.a * (delta - (delta * self.a).sum(1, keepdim=True))
+        dx, self.w, self.b = delta @ self.w.T, self.w - lr * self.input.T @ delta, self.b - lr * delta.sum(0)
+        return dx
+
+
+class Passing(sc.Activation):
+    def __call__(self, z):
+        return z
+
+    def backward(self, delta, a):
+        return delta.clamp(-1, 1)
+
+
+class Twice(sc.MSE):
+    def __call__(self, y_pred, y_true):
+        return 2 * super().__call__(y_pred, y_true)
+
+
+class OnlyCall(sc.Losses):
+    def __call__(self, y_pred, y_true):
+        return ((y_pred - y_true) ** 2).sum()  # a tensor
+
+    def backward(self, y_pred, y_true):
+        return 2 * (y_pred - y_true)
+
+
+@pytest.mark.parametrize(
+    ("layers", "loss_f"),
+    [
+        (lambda: [Dense(3, Softmax())], CrossEntropy()),
+        (lambda: [Dense(3), Softmax()], CrossEntropy()),
+        (lambda: [Dense(3), Softmax(), Linear()], CrossEntropy()),
+        (lambda: [Dense(4, Softmax()), Dense(3)], CrossEntropy()),
+        (lambda: [Jacobian(3, Softmax())], CrossEntropy()),
+        (lambda: [Dense(3, Softmax()), Passing()], CrossEntropy()),
+        (lambda: [Dense(3, Softmax()), Passing()], CrossEntropy(probabilities=True)),
+        (lambda: [Dense(3, Softmax())], sc.MSE()),
+        (lambda: [Dense(3)], Twice()),
+        (lambda: [Dense(3)], OnlyCall()),
+    ],
+)
+def test_fit_is_steps_by_hand(layers, loss_f):
+    """fit(plan=False) takes loss and gradient in one call where it can: that must change nothing."""
+    x, y = torch.randn(10, 5, dtype=torch.float64), torch.rand(10, 3, dtype=torch.float64).softmax(1)
+    fitted = Model([InputLayer(5), *layers()], loss_f, dtype=torch.float64)
+    by_hand = Model([InputLayer(5), *layers()], loss_f, dtype=torch.float64)
+    by_hand.load_state_dict(fitted.state_dict())
+    history = fitted.fit(x, y, 3, 0.1, 10, plan=False, verbose=False)
+    for loss in history.step_loss:
+        y_pred = by_hand.__forward__(x)
+        assert by_hand.loss_f(y_pred, y) == pytest.approx(loss, rel=1e-13)  # a few roundings
+        by_hand.update(y_pred, y, 0.1)
+    assert len(history.step_loss) == 3
+    assert (
+        sc.metrics.mape(*(torch.cat([p.flatten() for p in m.state_dict().values()]) for m in (by_hand, fitted))) < 1e-13
+    )
+
+
+def test_losses_of_any_kind_are_kept():
+    """A loss may give tensors in one step and numbers in another."""
+
+    class Alternates(OnlyCall):
+        count = 0
+
+        def __call__(self, y_pred, y_true):
+            self.count += 1
+            value = super().__call__(y_pred, y_true)
+            return (value, value.item(), value.reshape(1))[self.count % 3]
+
+    x, y = torch.randn(12, 5), torch.randn(12, 3)
+    history = Model([InputLayer(5), Dense(3)], Alternates()).fit(x, y, 1, 0.0, 4, verbose=False)
+    assert [type(loss) for loss in history.step_loss] == [float] * 3
+
+
 def test_public_names():
     assert sc.RelU is sc.ReLU
     assert not sc.InputLayer(2).is_trainable
