@@ -61,7 +61,7 @@ def extension() -> dict:
                 "version": self.distribution.get_version(),
                 "torch": torch.__version__,
                 "cuda": version(str(home / "bin/nvcc"), "--version", pattern=r"(?<=release )[\d.]+"),
-                "architectures": re.findall(r"code=(\w+)", " ".join(_get_cuda_arch_flags())),
+                "architectures": re.findall(r",code=(\w+)", " ".join(_get_cuda_arch_flags())),
                 "compiler": version(*shlex.split(os.environ.get("CXX", "c++")), "--version", pattern=r".*"),
                 "python": platform.python_version(),
             }

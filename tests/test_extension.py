@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from raw_refusals import REFUSALS, B, W, X, refuses
+from raw_refusals import DELTA, REFUSALS, B, G, W, X, refuses
 
 import scratchcuda
 from scratchcuda import _backend, _library, tensor_ops
@@ -67,8 +67,8 @@ def test_raw_ops_refuse(name, args, message):
 
 @pytest.mark.parametrize("name", ["relu", "softmax_backward", "mse", "cross_entropy", "sgd_update_", "dense_update_"])
 def test_cpu_tensors_are_refused(name):
-    lists = [[X], [X], [], 0.1, 0.0, 0.0, 0.0, False, False, False]
-    args = {"relu": [X], "sgd_update_": lists, "dense_update_": [X, X, torch.ones(5, 5).double(), X[0], 0.1, 0.0]}
+    lists = [[W], [G], [], 0.1, 0.0, 0.0, 0.0, False, False, False]
+    args = {"relu": [X], "sgd_update_": lists, "dense_update_": [DELTA, X, W, B, 0.1, 0.0]}
     refuses(torch.ops.scratchcuda, "CUDA", name, args.get(name, [X, X]), "is on device cpu, expected cuda")
 
 
