@@ -152,11 +152,13 @@ def emulator(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
 
 def sanitizer_environment(variant: str) -> dict[str, str]:
     """What a process that loads this variant, "address" or "thread", has to be started with: runtime first."""
-    runtime = {"address": "libasan.so", "thread": "libtsan.so"}[variant]
-    find = [os.environ.get("CXX", "g++"), f"-print-file-name={runtime}"]
+    # libstdc++ has to be there when AddressSanitizer starts, or it does not survive the first exception.
+    runtimes = [{"address": "libasan.so", "thread": "libtsan.so"}[variant], "libstdc++.so.6"]
+    find = [[os.environ.get("CXX", "g++"), f"-print-file-name={runtime}"] for runtime in runtimes]
+    found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in find]
     return {
         "SCRATCHCUDA_EMULATOR": variant,
-        "LD_PRELOAD": subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip(),
+        "LD_PRELOAD": ":".join(found),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
         "OMP_NUM_THREADS": "1",  # torch's pool synchronises in ways that ThreadSanitizer does not see

@@ -510,7 +510,7 @@ def test_dense_activations_softmax_losses_sgd_run_on_the_stream_and_device_that_
         kernel(f"{name}_backward", x, x)
     kernel("mse", x, x)
     kernel("cross_entropy", x, x)
-    kernel("sgd_update_", [x], [x], [], 0.1, 0.0, 0.0, 0.0, False, False, False)
+    kernel("sgd_update_", [x], [x.clone()], [], 0.1, 0.0, 0.0, 0.0, False, False, False)
     assert [(launch.device, launch.stream) for launch in _emulator.launches()] == [(1, 7)] * (4 + 8 + 3)
     _emulator.record(False)
     controls.cudaSetDevice(0)
@@ -647,8 +647,9 @@ def test_sgd(layout, options):
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 255, 256, 257])
 def test_sgd_of_many_tensors(count):
     params = [rand(i % 5 * 300 + 1, dtype=DTYPES[i % 4]) for i in range(count)]
-    check_sgd(params, [rand(*p.shape, dtype=p.dtype) for p in params], [], SGD["decay"], False)
-    assert len(launched("sgd_update_", params, params, [], 0.3, *SGD["plain"], False)) == (2 if count > 256 else 1)
+    grads = [rand(*p.shape, dtype=p.dtype) for p in params]
+    check_sgd(params, grads, [], SGD["decay"], False)
+    assert len(launched("sgd_update_", params, grads, [], 0.3, *SGD["plain"], False)) == (2 if count > 256 else 1)
     assert not launched("sgd_update_", [rand(0)] * 3, [rand(0)] * 3, [], 0.3, *SGD["plain"], False)
 
 
@@ -660,7 +661,7 @@ def test_sgd_of_layouts_that_do_not_merge():
     many = torch.zeros([2] * 20).permute(*range(0, 20, 2), *range(1, 20, 2))
     one, other = rand(2), many.clone(memory_format=torch.contiguous_format)
     with pytest.raises(RuntimeError, match="more than 16 dimensions that cannot be merged"):
-        kernel("sgd_update_", [one, other], [one, many], [], 0.3, *SGD["plain"], False)
+        kernel("sgd_update_", [one, other], [one.clone(), many], [], 0.3, *SGD["plain"], False)
 
 
 def test_sgd_of_an_infinite_parameter_and_offsets_beyond_32_bits():

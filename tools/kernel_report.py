@@ -157,9 +157,9 @@ def launches() -> dict[str, tuple[int, int]]:
             ops.softmax_backward(z, ops.softmax(z))
             ops.cross_entropy(z, z)  # in two blocks, at the last
         ops.mse(x, x)
-    matrix = torch.zeros(2, 2, 2)
-    for params, grads in (([x], [x]), ([*many[:33]], [*many[:33]]), ([matrix], [matrix[:, :1].expand(2, 2, 2)])):
-        ops.sgd_update_(params, grads, [], 0.1, 0.0, 0.0, 0.0, False, False, False)
+    vector, matrix, other = torch.zeros(66), torch.zeros(2, 2, 2), torch.zeros(2, 1, 2).expand(2, 2, 2)
+    for params, grads in ((vector[:1], vector[1:2]), (vector[:33], vector[33:]), ([matrix], [other])):
+        ops.sgd_update_([*params], [*grads], [], 0.1, 0.0, 0.0, 0.0, False, False, False)
     found = _emulator.launches()
     _emulator.record(False)
     kernels = short(launch.kernel for launch in found)
