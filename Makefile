@@ -46,7 +46,7 @@ cuda-build:
 
 # Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.
 RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations)))) or (float16 and layouts and small) \
-  or losses_bits or (sgd and rows)
+  or losses_bits or (sgd and rows and nesterov)
 
 sanitize: $(READY)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build address) && env $$variables \
