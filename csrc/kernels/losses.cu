@@ -57,7 +57,7 @@ struct Mse {
     Accumulator<T> scale;
     LossSum<T> loss;
 
-    // Element i at offsets of each tensor: returns the square.
+    // Writes the gradient of one element, and returns its square.
     __device__ Accumulator<T> take(const T& p, const T& t, T& g) const {
         const Accumulator<T> difference = widen(p) - widen(t);
         g = narrow<T>(scale * difference);
