@@ -135,4 +135,4 @@ def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+    warnings.warn(message, stacklevel=4)  # the caller of the function in ops
