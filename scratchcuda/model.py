@@ -205,7 +205,8 @@ class Model(Parameters):
         """Of a training step. Between a last Softmax and CrossEntropy, scores alone pass, and no probabilities."""
         last, loss_f = self.layers[-1], self.loss_f
         activation = last.act_f if isinstance(last, Dense) and original(last) else last
-        if not (original(activation) is Softmax and original(loss_f) is CrossEntropy):
+        scores_alone = original(loss_f) is CrossEntropy and loss_f.probabilities and original(activation) is Softmax  # type: ignore
+        if not scores_alone:
             return loss_f.loss_and_gradient(y_pred, y_true)
         loss, delta = ops.cross_entropy(y_pred.scores, y_true)  # type: ignore[attr-defined]
         delta.scores = delta.detach()  # type: ignore[attr-defined]

@@ -356,6 +356,19 @@ def test_fit_is_steps_by_hand(layers, loss_f):
     )
 
 
+def test_fit_is_steps_by_hand_after_a_softmax_came_later():
+    """The loss was told of no probabilities, so it takes what the softmax gives as scores."""
+    x, y = torch.randn(10, 5, dtype=torch.float64), torch.arange(10) % 3
+    models = [Model([InputLayer(5), Dense(3)], CrossEntropy(), dtype=torch.float64) for _ in range(2)]
+    for model in models:
+        model.load_state_dict(models[0].state_dict())
+        model.layers[-1].act_f = Softmax()
+    fitted, by_hand = models
+    fitted.fit(x, y, 1, 0.1, 10, plan=False, verbose=False)
+    by_hand.update(by_hand.__forward__(x), y, 0.1)
+    assert torch.equal(fitted.layers[0].w, by_hand.layers[0].w)
+
+
 def test_losses_of_any_kind_are_kept():
     """A loss may give tensors in one step and numbers in another."""
 
