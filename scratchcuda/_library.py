@@ -12,7 +12,7 @@ from scratchcuda import tensor_ops
 
 SCHEMAS = {
     "dense": "(Tensor x, Tensor w, Tensor b, str activation) -> Tensor",
-    "dense_backward_input": "(Tensor delta, Tensor w) -> Tensor",
+    "dense_backward_input": "(Tensor delta, Tensor w, Tensor? a=None, str activation='none') -> Tensor",
     "dense_backward_weights": "(Tensor delta, Tensor x) -> (Tensor, Tensor)",
     "dense_update_": "(Tensor delta, Tensor x, Tensor(a!) w, Tensor(b!) b, float lr, float weight_decay) -> ()",
     "relu": "(Tensor z) -> Tensor",
@@ -25,6 +25,10 @@ SCHEMAS = {
     "softmax_backward": "(Tensor delta, Tensor a) -> Tensor",
     "mse": "(Tensor y_pred, Tensor y_true) -> (Tensor, Tensor)",
     "cross_entropy": "(Tensor scores, Tensor y_true) -> (Tensor, Tensor)",
+    "mse_step_": "(Tensor y_pred, Tensor y_true, Tensor(a!) losses, Tensor(b!) step) -> Tensor",
+    "cross_entropy_step_": "(Tensor scores, Tensor y_true, Tensor(a!) losses, Tensor(b!) step) -> Tensor",
+    "take_batch_": "(Tensor x, Tensor y, Tensor order, Tensor step, int batch_size, Tensor(a!) x_batch, "
+    "Tensor(b!) y_batch) -> ()",
     "sgd_update_": "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, float lr, float weight_decay, "
     "float momentum, float dampening, bool nesterov, bool maximize, bool is_first_step) -> ()",
 }

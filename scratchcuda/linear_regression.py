@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
+from scratchcuda.network import Network, Product
 from scratchcuda.parameters import Parameters
-from scratchcuda.plan import Network, Product, TensorPlan, unfit
+from scratchcuda.plan import plan_of
 from scratchcuda.training import FitPath, GeneralPath, History, run
 
 
@@ -113,33 +114,27 @@ class SimpleLinearRegression(Parameters):
             valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
         self._settle(first)
         batch_size = min(batch_size, len(y))
-        stage = Product(self.w.unsqueeze(-1), self.b)
-        reason = "the model has methods of its own"
+
+        def step(x: Tensor, y: Tensor) -> float | Tensor:
+            y_pred = self.predict(x)
+            if original(self):
+                loss, delta = ops.mse(y_pred, y)
+                self._descend(x, delta, lr, weight_decay)
+                return loss
+            mean = self.mse_loss(y, y_pred)
+            self.update(x, y, y_pred, lr, **({"weight_decay": weight_decay} if weight_decay else {}))
+            return mean
+
+        path: FitPath | str = "the model has methods of its own"
         if not plan:
-            reason = "asked for"
+            path = "asked for"
         elif original(self):
-            reason = unfit([stage], 1, 1)
-        path: FitPath
-        if reason:
-            options = {"weight_decay": weight_decay} if weight_decay else {}
-
-            def step(x: Tensor, y: Tensor) -> float | Tensor:
-                y_pred = self.predict(x)
-                if original(self):
-                    loss, delta = ops.mse(y_pred, y)
-                    self._descend(x, delta, lr, weight_decay)
-                    return loss
-                mean = self.mse_loss(y, y_pred)
-                self.update(x, y, y_pred, lr, **options)
-                return mean
-
-            path = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
-        else:
-            network = Network([stage], "mse", [])
-            column = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
-            path = TensorPlan(network, x.unsqueeze(-1), y.unsqueeze(-1), batch_size, lr, weight_decay, column)
-        report = _print if verbose else None
-        return run(self, path, reason, epochs, len(y), shuffle, generator, valid is not None, report)
+            network = Network([Product(self.w.unsqueeze(-1), self.b)], "mse", [], (1, 1))
+            columns = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
+            path = plan_of(self, network, x.unsqueeze(-1), y.unsqueeze(-1), batch_size, lr, weight_decay, columns)
+        if isinstance(path, str):
+            path = GeneralPath(path, step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
+        return run(self, path, epochs, y, shuffle, generator, valid is not None, _print if verbose else None)
 
     def __repr__(self) -> str:
         return f"SimpleLinearRegression(w={self.w}, b={self.b})"

@@ -13,9 +13,10 @@ from scratchcuda._patching import original, replaceable
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense, InputLayer
 from scratchcuda.losses import MSE, CrossEntropy, Losses
+from scratchcuda.network import Network, network_of
 from scratchcuda.parameters import Parameters
-from scratchcuda.plan import Network, TensorPlan, network_of
-from scratchcuda.training import FitPath, GeneralPath, History, run
+from scratchcuda.plan import plan_of
+from scratchcuda.training import GeneralPath, History, run
 
 _TORCH_ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
     nn.ReLU: ReLU,
@@ -285,14 +286,13 @@ class Model(Parameters):
         if not plan:
             network = "asked for"
         elif original(self):
-            network = network_of(self.layers, self.loss_f, self.n_in, self.n_out)
-        path: FitPath
-        if isinstance(network, Network):
-            path, reason = TensorPlan(network, x, y, batch_size, lr, weight_decay, valid), ""
-        else:
-            path, reason = GeneralPath(step, lambda: self.evaluate(*valid), x, y, batch_size), network  # type: ignore
-        report = _print if verbose else None
-        return run(self, path, reason, epochs, len(y), shuffle, generator, valid is not None, report)
+            network = network_of(self.layers, self.loss_f, (self.n_in, self.n_out))
+        path = (
+            network if isinstance(network, str) else plan_of(self, network, x, y, batch_size, lr, weight_decay, valid)
+        )
+        if isinstance(path, str):
+            path = GeneralPath(path, step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
+        return run(self, path, epochs, y, shuffle, generator, valid is not None, _print if verbose else None)
 
     def __repr__(self) -> str:
         layers = "".join(f"  {layer!r},\n" for layer in (InputLayer(self.n_in), *self.layers))

@@ -42,12 +42,14 @@ def dense(x: Tensor, w: Tensor, b: Tensor, activation: str = "none") -> Tensor:
     return serving("dense", x, w, b)(x, w, b, activation)
 
 
-def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
-    """The gradient of ``z = x w + b`` with respect to x, ``delta w^T``.
+def dense_backward_input(delta: Tensor, w: Tensor, a: Tensor | None = None, activation: str = "none") -> Tensor:
+    """The gradient of ``z = x w + b`` with respect to x, ``delta w^T``; or, where ``x = f(y)``, with respect to y.
 
     Args:
         delta: gradient with respect to z (..., n_out).
         w: the weights of the forward (n_in, n_out).
+        a: x, if it is the output of an activation f (..., n_in).
+        activation: its name, an elementwise one of :data:`ACTIVATIONS`; the result is multiplied by its derivative.
 
     Returns:
         (..., n_in).
@@ -55,7 +57,15 @@ def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
     _checks.floating("delta", delta)
     _weights("delta", delta, w)
     _checks.features("delta", delta, w.shape[1])
-    return serving("dense_backward_input", delta, w)(delta, w)
+    if activation not in ACTIVATIONS[:-1]:
+        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS[:-1])}")
+    if activation == "none":
+        return serving("dense_backward_input", delta, w)(delta, w)
+    if a is None:
+        raise ValueError(f"a is None, expected the outputs of {activation}")
+    _checks.alike("a", a, "delta", delta)
+    _checks.shape("a", a, (*delta.shape[:-1], w.shape[0]))
+    return serving("dense_backward_input", delta, w, a)(delta, w, a, activation)
 
 
 def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,9 +167,7 @@ def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         the loss (), and its gradient with respect to y_pred.
     """
-    _checks.floating("y_pred", y_pred)
-    _checks.alike("y_true", y_true, "y_pred", y_pred)
-    _checks.shape("y_true", y_true, tuple(y_pred.shape))
+    _predictions(y_pred, y_true)
     return serving("mse", y_pred, y_true)(y_pred, y_true)
 
 
@@ -174,22 +182,72 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         the loss (), and its gradient with respect to scores (m, classes).
     """
-    _checks.floating("scores", scores)
-    _checks.tensor("y_true", y_true)
-    if scores.dim() != 2:
-        raise ValueError(f"scores has shape {tuple(scores.shape)}, expected (m, classes)")
-    if y_true.dim() == 1:
-        _checks.on_device("y_true", y_true, "scores", scores.device)
-        _checks.same_length("y_true", y_true, "scores", scores)
-        _checks.class_indices("y_true", y_true, None)
-        y_true = y_true.long()
-        op = serving("cross_entropy", scores, y_true)
-        if op is tensor_ops.cross_entropy or not scores.is_cuda:
-            _checks.class_indices("y_true", y_true, scores.shape[1])
-        return op(scores, y_true)
-    _checks.alike("y_true", y_true, "scores", scores)
-    _checks.shape("y_true", y_true, tuple(scores.shape))
-    return serving("cross_entropy", scores, y_true)(scores, y_true)
+    y_true = _targets(scores, y_true)
+    op = serving("cross_entropy", scores, y_true)
+    if y_true.dim() == 1 and (op is tensor_ops.cross_entropy or not scores.is_cuda):
+        _checks.class_indices("y_true", y_true, scores.shape[1])
+    return op(scores, y_true)
+
+
+def mse_step_(y_pred: Tensor, y_true: Tensor, losses: Tensor, step: Tensor) -> Tensor:
+    """:func:`mse` in a training step: writes the loss to ``losses[step]``, if it has such a place; increments step.
+
+    Nothing waits for a GPU, so that a CUDA Graph can replay it.
+
+    Args:
+        y_pred, y_true: as mse takes them.
+        losses: of all steps (steps,), of their dtype.
+        step: the number of this step (), int64, at least 0.
+
+    Returns:
+        the gradient with respect to y_pred.
+    """
+    _predictions(y_pred, y_true)
+    return _step("mse_step_", "y_pred", y_pred, y_true, losses, step)
+
+
+def cross_entropy_step_(scores: Tensor, y_true: Tensor, losses: Tensor, step: Tensor) -> Tensor:
+    """:func:`cross_entropy` in a training step, as :func:`mse_step_`; the range of class indices is not checked.
+
+    Returns:
+        the gradient with respect to scores (m, classes).
+    """
+    return _step("cross_entropy_step_", "scores", scores, _targets(scores, y_true), losses, step)
+
+
+def take_batch_(
+    x: Tensor, y: Tensor, order: Tensor, step: Tensor, batch_size: int, x_batch: Tensor, y_batch: Tensor
+) -> None:
+    """The batch of a training step, ``order[step * batch_size : ][:m]`` of x and y, into x_batch and y_batch.
+
+    Nothing waits for a GPU, so that a CUDA Graph can replay it.
+
+    Args:
+        x: inputs (samples, n_in).
+        y: targets (samples, n_out), or class indices (samples,) of int64.
+        order: numbers of samples (samples,), int64.
+        step: the number of the step (), int64, at least 0.
+        batch_size: samples of the steps before.
+        x_batch, y_batch: for m samples, (m, n_in) and (m, n_out) or (m,), contiguous.
+    """
+    for name, samples, batch in (("x", x, x_batch), ("y", y, y_batch)):
+        if not (isinstance(samples, Tensor) and samples.dtype == torch.int64 and name == "y"):
+            _checks.floating(name, samples)
+        _checks.on_device(name, samples, "x", x.device)
+        _checks.alike(f"{name}_batch", batch, name, samples)
+        _checks.shape(f"{name}_batch", batch, (*batch.shape[:1], *samples.shape[1:]))
+        if samples.dim() not in (1, 2):
+            raise ValueError(f"{name} has shape {tuple(samples.shape)}, expected one or two dimensions")
+        if not batch.is_contiguous():
+            raise ValueError(f"{name}_batch has strides {batch.stride()}, expected contiguous memory")
+    _checks.same_length("y_batch", y_batch, "x_batch", x_batch)
+    _index("order", order, x, 1)
+    _index("step", step, x, 0)
+    batch_size = _checks.positive_int("batch_size", batch_size)
+    _checks.apart({"x_batch": [x_batch], "y_batch": [y_batch]}, {"x": [x], "y": [y]})
+    with torch.no_grad():
+        serving("take_batch_", x, y, x_batch, y_batch)(x, y, order, step, batch_size, x_batch, y_batch)
+    _written(x_batch, y_batch)
 
 
 def sgd_update_(
@@ -253,6 +311,48 @@ def _written(*tensors: Tensor) -> None:
     """Bump versions: kernels write behind autograd's back, and a graph that saved these tensors must raise, not lie."""
     if not torch.compiler.is_compiling():  # which keeps account of its own
         torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+
+
+def _step(name: str, first: str, y_pred: Tensor, y_true: Tensor, losses: Tensor, step: Tensor) -> Tensor:
+    _checks.alike("losses", losses, first, y_pred)
+    if losses.dim() != 1:
+        raise ValueError(f"losses has shape {tuple(losses.shape)}, expected (steps,)")
+    _checks.writable("losses", losses)
+    _index("step", step, y_pred, 0)
+    with torch.no_grad():
+        gradient: Tensor = serving(name, y_pred, y_true)(y_pred, y_true, losses, step)
+    _written(losses, step)
+    return gradient
+
+
+def _index(name: str, numbers: Tensor, beside: Tensor, dims: int) -> None:
+    _checks.tensor(name, numbers)
+    _checks.on_device(name, numbers, "the data", beside.device)
+    if numbers.dtype != torch.int64:
+        raise TypeError(f"{name} has dtype {numbers.dtype}, expected torch.int64")
+    if numbers.dim() != dims:
+        raise ValueError(f"{name} has shape {tuple(numbers.shape)}, expected {'(samples,)' if dims else '()'}")
+
+
+def _predictions(y_pred: Tensor, y_true: Tensor) -> None:
+    _checks.floating("y_pred", y_pred)
+    _checks.alike("y_true", y_true, "y_pred", y_pred)
+    _checks.shape("y_true", y_true, tuple(y_pred.shape))
+
+
+def _targets(scores: Tensor, y_true: Tensor) -> Tensor:
+    _checks.floating("scores", scores)
+    _checks.tensor("y_true", y_true)
+    if scores.dim() != 2:
+        raise ValueError(f"scores has shape {tuple(scores.shape)}, expected (m, classes)")
+    if y_true.dim() == 1:
+        _checks.on_device("y_true", y_true, "scores", scores.device)
+        _checks.same_length("y_true", y_true, "scores", scores)
+        _checks.class_indices("y_true", y_true, None)
+        return y_true.long()
+    _checks.alike("y_true", y_true, "scores", scores)
+    _checks.shape("y_true", y_true, tuple(scores.shape))
+    return y_true
 
 
 def _rows(delta: Tensor, x: Tensor) -> None:

@@ -25,9 +25,10 @@ def dense(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
     return torch.softmax(z, -1) if activation == "softmax" else _ACTIVATE[activation](z)
 
 
-def dense_backward_input(delta: Tensor, w: Tensor) -> Tensor:
-    # delta (..., n_out), w (n_in, n_out) -> dx (..., n_in)
-    return delta @ w.mT
+def dense_backward_input(delta: Tensor, w: Tensor, a: Tensor | None = None, activation: str = "none") -> Tensor:
+    # delta (..., n_out), w (n_in, n_out), a (..., n_in) -> dx (..., n_in)
+    dx = delta @ w.mT
+    return dx if a is None or activation == "none" else _DIFFERENTIATE[activation](dx, a)
 
 
 def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +78,9 @@ def softmax_backward(delta: Tensor, a: Tensor) -> Tensor:
     return aten._softmax_backward_data(delta, a, -1, a.dtype)
 
 
+_DIFFERENTIATE = {"relu": relu_backward, "sigmoid": sigmoid_backward, "tanh": tanh_backward}
+
+
 def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     # y_pred, y_true of one shape -> loss (), gradient with respect to y_pred
     difference = y_pred - y_true
@@ -93,6 +97,31 @@ def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         loss = (y_true * log_p).sum() / -len(scores)
         gradient = y_true / -len(scores)
     return loss, aten._log_softmax_backward_data(gradient, log_p, 1, scores.dtype)
+
+
+def mse_step_(y_pred: Tensor, y_true: Tensor, losses: Tensor, step: Tensor) -> Tensor:
+    return _record(*mse(y_pred, y_true), losses, step)
+
+
+def cross_entropy_step_(scores: Tensor, y_true: Tensor, losses: Tensor, step: Tensor) -> Tensor:
+    return _record(*cross_entropy(scores, y_true), losses, step)
+
+
+def _record(loss: Tensor, gradient: Tensor, losses: Tensor, step: Tensor) -> Tensor:
+    # losses (steps,), step ()
+    here = torch.arange(len(losses), device=losses.device) == step
+    losses.copy_(torch.where(here, loss, losses))
+    step.add_(1)
+    return gradient
+
+
+def take_batch_(
+    x: Tensor, y: Tensor, order: Tensor, step: Tensor, batch_size: int, x_batch: Tensor, y_batch: Tensor
+) -> None:
+    # x (samples, n_in), y (samples, ...), order (samples,), step () -> x_batch (m, n_in), y_batch (m, ...)
+    rows = order[step * batch_size + torch.arange(len(x_batch), device=x.device)]
+    torch.index_select(x, 0, rows, out=x_batch)
+    torch.index_select(y, 0, rows, out=y_batch)
 
 
 @torch.no_grad()

@@ -20,12 +20,14 @@ class History:
         loss: mean of the batches' training losses, by epoch.
         valid_loss: loss on the validation data after each epoch; empty without such data.
         step_loss: training loss of every step (batch), before its update.
-        path: the way that served the fit, "tensor plan" or "general".
+        path: the way that served the fit, "tensor plan", "graph plan" or "general".
         reason: why the general path served; empty for a plan.
+        graph_bytes: device memory that a graph plan takes and keeps, besides parameters and data; 0 for other paths.
     """
 
     path: str
     reason: str = ""
+    graph_bytes: int = 0
     loss: list[float] = field(default_factory=list)
     valid_loss: list[float] = field(default_factory=list)
     step_loss: list[float] = field(default_factory=list)
@@ -35,10 +37,16 @@ class FitPath:
     """One way to run the steps of a fit: a plan, or the general path.
 
     Attributes:
-        mode: the context in which everything but finish is called.
+        name, reason, graph_bytes: as of the History.
     """
 
-    mode: Callable[[], AbstractContextManager[object]]
+    name: str
+    reason: str = ""
+    graph_bytes: int = 0
+
+    def mode(self) -> AbstractContextManager[object]:
+        """The context in which everything but finish is called."""
+        raise NotImplementedError
 
     def load(self, order: Tensor | None) -> None:
         """Take the training data in this order of the samples; None is the order given."""
@@ -59,18 +67,22 @@ class FitPath:
 class GeneralPath(FitPath):
     """The steps layer by layer, through whatever methods the model's objects have."""
 
-    mode = torch.no_grad
+    name = "general"
 
     def __init__(
         self,
+        reason: str,
         step: Callable[[Tensor, Tensor], float | Tensor],
         evaluate: Callable[[], float],
         x: Tensor,
         y: Tensor,
         batch_size: int,
     ):
-        self.step, self.evaluate = step, evaluate
+        self.reason, self.step, self.evaluate = reason, step, evaluate
         self.x, self.y, self.batch_size = x, y, batch_size
+
+    def mode(self) -> AbstractContextManager[object]:
+        return torch.no_grad()
 
     def load(self, order: Tensor | None) -> None:
         x, y = (self.x, self.y) if order is None else (self.x[order], self.y[order])
@@ -129,23 +141,25 @@ class Fitted(Protocol):
 def run(
     model: Fitted,
     path: FitPath,
-    reason: str,
     epochs: int,
-    samples: int,
+    y: Tensor,
     shuffle: bool,
     generator: torch.Generator | None,
     validates: bool,
     report: Callable[[int, History], None] | None,
 ) -> History:
-    """Run the epochs on this path, filling the model's new history as they pass."""
-    history = model.history = History("general" if reason else "tensor plan", reason)
-    device = "cpu" if generator is None else generator.device
+    """Run the epochs on this path, filling the model's new history as they pass.
+
+    Orders are drawn on the device of the targets y, unless the generator has another.
+    """
+    history = model.history = History(path.name, path.reason)
+    device = y.device if generator is None else generator.device
     with HeldInterrupt() as stop:
         try:
             with path.mode():
                 for epoch in range(epochs):
                     if shuffle:
-                        path.load(torch.randperm(samples, generator=generator, device=device))
+                        path.load(torch.randperm(len(y), generator=generator, device=device))
                     elif epoch == 0:
                         path.load(None)
                     done = len(history.step_loss)
@@ -159,4 +173,5 @@ def run(
                     stop.check()
         finally:
             path.finish()
+            history.graph_bytes = path.graph_bytes
     return history

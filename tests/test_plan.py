@@ -21,7 +21,7 @@ from scratchcuda import (
     Softmax,
     Tanh,
 )
-from scratchcuda import plan as plan_module
+from scratchcuda import tensor_plan as plan_module
 
 TOLERANCE = TOLERANCE[torch.float64]
 

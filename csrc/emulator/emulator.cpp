@@ -57,8 +57,9 @@ struct Thread {
     int source = 0;
     std::vector<std::pair<Copy, int>> copies;  // with the number of its group, oldest first
     size_t landed = 0;
-    int groups = 0;    // committed
-    char met[2] = {};  // as Barrier::side, for the meetings of which this is the first lane
+    int groups = 0;       // committed
+    bool waited = false;  // for the grid before
+    char met[2] = {};     // as Barrier::side, for the meetings of which this is the first lane
     int turn = 0;
 };
 
@@ -90,7 +91,7 @@ struct Launch {
     void (*call)(const void*) = nullptr;
     const void* arguments = nullptr;
     std::vector<std::unique_ptr<Block>> blocks;  // that are there at the same time
-    bool cooperative = false;
+    bool cooperative = false, overlaps = false;
     Barrier barrier;  // the grid's
     cudaError_t error = cudaSuccess;
 };
@@ -165,6 +166,9 @@ unsigned count(dim3 size) { return size.x * size.y * size.z; }
 
 void thread_main() {
     launch->call(launch->arguments);
+    if (launch->overlaps && !running->waited) {
+        fault(cudaErrorLaunchFailure, "has not waited for the launch before, which may be under way");
+    }
     release(launch);
     running->state = State::done;
     leave(running->fiber);
@@ -265,6 +269,7 @@ void prepare(Block& block, uint64_t number, size_t first_stack) {
         thread.copies.clear();
         thread.landed = 0;
         thread.groups = 0;
+        thread.waited = false;
         thread.fiber.prepare(stacks[first_stack + t], thread_main);
     }
 }
@@ -357,7 +362,11 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*cal
     const std::lock_guard<std::mutex> lock(one_launch);
     Launch here;
     for (unsigned a = 0; a < config.numAttrs; ++a) {
-        if (config.attrs[a].id == cudaLaunchAttributeCooperative) here.cooperative = config.attrs[a].val.cooperative;
+        const cudaLaunchAttribute& attribute = config.attrs[a];
+        if (attribute.id == cudaLaunchAttributeCooperative) here.cooperative = attribute.val.cooperative;
+        if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+            here.overlaps = attribute.val.programmaticStreamSerializationAllowed;
+        }
     }
     if (const cudaError_t error = check_launch(config, kernel, here.cooperative)) return error;
     if (recording) {
@@ -480,6 +489,8 @@ bool next_landing(int newest, Copy& copy) {
     }
     return true;
 }
+
+void wait_for_grid_before() { running->waited = true; }
 
 void* take_shared(int generation, int piece, size_t bytes) {
     Block& block = *running->block;

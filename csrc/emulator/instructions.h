@@ -16,6 +16,9 @@ void commit_copies();
 // A copy that has to land now, while more than `newest` groups are under way; false if there is none.
 bool next_landing(int newest, Copy& copy);
 
+// A thread of a launch that may overlap the one before it has to come here.
+void wait_for_grid_before();
+
 void* take_shared(int generation, int piece, size_t bytes);
 
 }  // namespace emulator
@@ -40,6 +43,9 @@ void cp_async_wait_group() {
         std::memset(static_cast<char*>(copy.shared) + copy.read, 0, copy.bytes - copy.read);
     }
 }
+
+inline void griddepcontrol_launch_dependents() {}
+inline void griddepcontrol_wait() { emulator::wait_for_grid_before(); }
 
 // Each piece is filled with NaN and lies between red zones.
 class SharedMemory {

@@ -6,6 +6,7 @@
 // exponential for sigmoid and tanh), so the memory is the limit.
 
 #include "activations.cuh"
+#include "instructions.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
 
@@ -28,6 +29,7 @@ __global__ void __launch_bounds__(elementwise_threads)
     elementwise(const __grid_constant__ Elementwise<T, inputs, F> call) {
     constexpr int count = per_access<T>, threads = elementwise_threads;
     using Packed = Pack<T, count>;
+    overlap_launches();
     const int64_t block_first = int64_t(blockIdx.x) * threads * count;
     const int64_t first = block_first + threadIdx.x * (call.packed ? count : 1);
     if (call.packed && first + count <= call.elements.length) {

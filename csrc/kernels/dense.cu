@@ -1,31 +1,35 @@
-// The dense layer: a = f(x w + b), and backward, from delta = dL/d(x w + b): dx = delta w^T, dw = x^T delta, db = the
-// sum of delta's rows, and the update w <- w - lr (dw + decay w), b <- b - lr db, which stores neither dw nor db.
+// The dense layer: a = f(x w + b), and backward, from delta = dL/d(x w + b): dx = delta w^T, or, where x = g(z), dz =
+// (delta w^T) g'(z), dw = x^T delta, db = the sum of delta's rows, and the update w <- w - lr (dw + decay w), b <- b -
+// lr db, which stores neither dw nor db.
 //
 // Threads: as matmul.cuh says; these are its epilogues. The gradient of the parameters is a product with few outputs
 // and many terms when a batch is large and a layer small: then the rows of the batch are shared out to several blocks,
 // each writes its partial sums, and a second kernel adds these in order, a thread an output.
 //
 // Least work for x (m, i), w (i, o) of s bytes an element: each product takes 2 m i o operations, and moves (m i + i o
-// + m o) s bytes. Bias, activation, column sums and update add no bytes but the bias, and read w once.
+// + m o) s bytes. Bias, activation, column sums and update add no bytes but the bias, and read w once; g' reads x.
 
 #include "activations.cuh"
 #include "matmul.cuh"
 
 namespace scratchcuda {
 
-// Of x w: adds the bias (or none), applies f, stores.
+// Of x w: adds the bias, applies f, stores. Of delta w^T: multiplies by f' in terms of `outputs`, if they are there.
 template <class T>
 struct StoreOutput {
     static constexpr bool column_sums = false;
     Matrix<T> out;
     const T* bias;
     int64_t bias_stride;
+    Matrix<T> outputs;
     Activation f;
     bool along_rows;
 
     __device__ void operator()(int64_t i, int64_t j, Accumulator<T> value) const {
-        if (bias) value += widen(bias[j * bias_stride]);
-        out.at(i, j) = narrow<T>(activate(f, value));
+        if (bias) value = activate(f, value + widen(bias[j * bias_stride]));
+        // Rounded before, so that the bits are those of two kernels.
+        if (outputs.data) value = differentiate(f, widen(narrow<T>(value)), widen(outputs.at(i, j)));
+        out.at(i, j) = narrow<T>(value);
     }
 };
 
@@ -75,6 +79,7 @@ constexpr int adding_threads = 256;
 template <class T>
 __global__ void __launch_bounds__(adding_threads)
     add_partials(const __grid_constant__ TakeGradient<T> take, const Accumulator<T>* partials, int splits) {
+    overlap_launches();
     const int64_t at = int64_t(blockIdx.x) * adding_threads + threadIdx.x, n = take.w.columns.length;
     if (at >= take.outputs()) return;
     Accumulator<T> sum = 0;
@@ -94,17 +99,18 @@ static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
     return std::max<int64_t>(1, std::min(room, m / least_rows));
 }
 
-// f(x w + b), with a bias of null for none.
-static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor& out,
-                                  bool w_transposed, Activation f, Tile tile, cudaStream_t stream) {
+// f(x w + b) with a bias, otherwise x w^T, times f' where there are outputs of f.
+static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor* outputs,
+                                  const Tensor& out, Activation f, Tile tile, cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         Matrix<T> a, factor;
-        StoreOutput<T> store{{}, nullptr, 0, f, false};
+        StoreOutput<T> store{{}, nullptr, 0, {}, f, false};
         if (!as_matrix(x, a) || !as_matrix(w, factor) || !as_matrix(out, store.out)) return cudaErrorInvalidValue;
+        if (outputs && !as_matrix(*outputs, store.outputs)) return cudaErrorInvalidValue;
         if (b) store.bias = static_cast<const T*>(b->data), store.bias_stride = b->stride[0];
         store.along_rows = store.out.along_rows();
-        if (w_transposed) factor = factor.transposed();
+        if (!b) factor = factor.transposed();
         const int64_t m = a.rows.length, n = factor.columns.length;
         if (m == 0 || n == 0) return cudaSuccess;
         return launch_matmul(choose_tile(tile, m, n), a, factor, 1, store, stream);
@@ -135,11 +141,12 @@ static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const T
 }
 
 cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream) {
-    return launch_product(x, w, &b, a, false, f, tile, stream);
+    return launch_product(x, w, &b, nullptr, a, f, tile, stream);
 }
 
-cudaError_t dense_backward_input(Tensor delta, Tensor w, Tensor dx, Tile tile, cudaStream_t stream) {
-    return launch_product(delta, w, nullptr, dx, true, Activation::none, tile, stream);
+cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activation f, Tensor dx, Tile tile,
+                                 cudaStream_t stream) {
+    return launch_product(delta, w, nullptr, a, dx, f, tile, stream);
 }
 
 cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,

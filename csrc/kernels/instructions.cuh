@@ -41,6 +41,20 @@ __device__ void cp_async_wait_group() {
 #endif
 }
 
+// PTX manual: griddepcontrol, since sm_90. For launches that may begin before the one before them in the stream has
+// ended (launch.cuh): `launch_dependents` lets the next one begin, once all blocks have come to it, and `wait` waits
+// until the one before has ended and its memory can be read. In other launches they do nothing.
+__device__ inline void griddepcontrol_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void griddepcontrol_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // All shared memory of a kernel comes from here, so that the emulator can watch it: take() hands out the next piece of
 // what the launch asked for, aligned to 16 bytes, to all threads of a block alike.
 class SharedMemory {
@@ -65,6 +79,12 @@ class SharedMemory {
 #endif
 
 namespace scratchcuda {
+
+// How every kernel begins, before it touches global memory: neighbours in a stream may overlap up to here.
+__device__ inline void overlap_launches() {
+    griddepcontrol_launch_dependents();
+    griddepcontrol_wait();
+}
 
 // Copies `count` elements, 16 bytes or one element, from global to shared memory, in the background where the
 // architecture can: until cp_async_wait_group says otherwise they are not there. Both sides are aligned to that many

@@ -11,6 +11,10 @@ namespace scratchcuda {
 
 constexpr size_t shared_bytes_without_asking = 48 * 1024;
 
+// Whether a launch may begin while the one before it in the stream ends, on an architecture that can (sm_90):
+// programmatic dependent launch. Off until a GPU shows that it gains.
+inline bool overlaps = false;
+
 // A kernel, with the size of block and of shared memory that all its launches have.
 struct Kernel {
     const void* function;
@@ -45,6 +49,11 @@ cudaError_t launch(int64_t blocks_x, int64_t blocks_y, cudaStream_t stream, Argu
     config.blockDim = threads;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &overlap;
+    config.numAttrs = overlaps ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 

@@ -30,8 +30,9 @@ struct Tensor {
 // a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,))
 cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
 
-// dx (..., n_in) = delta (..., n_out) w^T
-cudaError_t dense_backward_input(Tensor delta, Tensor w, Tensor dx, Tile tile, cudaStream_t stream);
+// dx (..., n_in) = delta (..., n_out) w^T, or, with the outputs a (..., n_in) of an activation f below, times f' there.
+cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activation f, Tensor dx, Tile tile,
+                                 cudaStream_t stream);
 
 // dw (n_in, n_out) = x^T delta, db (n_out,) = the sum of delta's rows. `workspace` has the bytes that
 // dense_workspace_bytes tells, aligned to 16; it may be null where they are 0.
@@ -52,15 +53,23 @@ cudaError_t activation_backward(Tensor delta, Tensor a, Tensor dz, Activation f,
 cudaError_t softmax_forward(Tensor z, Tensor a, cudaStream_t stream);
 cudaError_t softmax_backward(Tensor delta, Tensor a, Tensor dz, cudaStream_t stream);
 
-// A loss (), and its gradient with respect to the first tensor. `workspace` has the bytes that ..._workspace_bytes
-// tells, aligned to 8; it may be null where they are 0.
-cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void* workspace, cudaStream_t stream);
+// A loss (), and its gradient with respect to the first tensor. With `step`, an int64 () on the device, `loss` is that
+// of all steps (steps,): it gets the loss at this place, if there is one, and `step` is incremented. `workspace` has
+// the bytes that ..._workspace_bytes tells, aligned to 8; it may be null where they are 0.
+cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient, void* workspace,
+                cudaStream_t stream);
 int64_t mse_workspace_bytes(Tensor y_pred);
 
 // scores (m, classes); y_true (m, classes), or class indices (m,) of int64, of which none is read beyond its row.
-cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, Tensor gradient, void* workspace,
-                          cudaStream_t stream);
+cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient,
+                          void* workspace, cudaStream_t stream);
 int64_t cross_entropy_workspace_bytes(Tensor scores);
+
+// x_batch (m, ...) = x[order[step * batch_size + i]], i < m, and the same of y; `step` () and `order` (samples,) are of
+// int64. Of one or two dimensions and any dtype. Rows beyond the end of `order`, or that are not in x, are left as they
+// are.
+cudaError_t take_batch(Tensor x, Tensor y, Tensor order, Tensor step, int64_t batch_size, Tensor x_batch,
+                       Tensor y_batch, cudaStream_t stream);
 
 // The options of torch.optim.SGD.
 struct Sgd {

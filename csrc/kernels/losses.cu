@@ -22,16 +22,36 @@ namespace scratchcuda {
 
 constexpr int64_t most_blocks = 1024;
 
-// Where the blocks' sums of a loss go: to the loss, if there is one block.
+// One loss, or, with a step, that step's among the losses of an epoch; then the step is done. One thread comes here.
+template <class T>
+struct LossPlace {
+    T* loss;
+    int64_t length, stride;
+    int64_t* step;
+
+    __device__ void store(T value) const {
+        const int64_t at = step ? (*step)++ : 0;
+        if (at < length) loss[at * stride] = value;
+    }
+};
+
+template <class T>
+LossPlace<T> place_of(const Tensor& loss, const Tensor* step) {
+    T* const data = static_cast<T*>(loss.data);
+    if (!step) return {data, 1, 0, nullptr};
+    return {data, loss.size[0], loss.stride[0], static_cast<int64_t*>(step->data)};
+}
+
+// Where the blocks' sums of a loss go: to its place, if there is one block.
 template <class T>
 struct LossSum {
-    T* loss;
+    LossPlace<T> place;
     Accumulator<T>* partials;
     Accumulator<T> count;  // that the loss is a mean of; gradients are multiplied by its inverse, a division is slow
 
     __device__ void add_block(Accumulator<T> sum) const {
         if (gridDim.x == 1) {
-            *loss = narrow<T>(sum / count);
+            place.store(narrow<T>(sum / count));
         } else {
             partials[blockIdx.x] = sum;
         }
@@ -41,6 +61,7 @@ struct LossSum {
 template <class T>
 __global__ void __launch_bounds__(block) add_blocks(const __grid_constant__ LossSum<T> loss, int blocks) {
     using A = Accumulator<T>;
+    overlap_launches();
     SharedMemory memory;
     A sum = 0;
     for (int b = threadIdx.x; b < blocks; b += block) sum += loss.partials[b];
@@ -70,11 +91,12 @@ __global__ void __launch_bounds__(block) mse_elements(const __grid_constant__ Ms
     using A = Accumulator<T>;
     constexpr int count = per_access<T>;
     using Packed = Pack<T, count>;
+    overlap_launches();
     SharedMemory memory;
     A sum = 0;
     const int64_t length = mse.elements.length, step = int64_t(gridDim.x) * block * count;
-    const int64_t block_first = int64_t(blockIdx.x) * block * count;
-    for (int64_t first = block_first + threadIdx.x * (mse.packed ? count : 1); first < length; first += step) {
+    // The same elements whether packed or not, so that their sum is the same.
+    for (int64_t first = (int64_t(blockIdx.x) * block + threadIdx.x) * count; first < length; first += step) {
         if (mse.packed && first + count <= length) {
             const Packed p = *reinterpret_cast<const Packed*>(mse.y_pred + first);
             const Packed t = *reinterpret_cast<const Packed*>(mse.y_true + first);
@@ -83,9 +105,7 @@ __global__ void __launch_bounds__(block) mse_elements(const __grid_constant__ Ms
             *reinterpret_cast<Packed*>(mse.gradient + first) = g;
             continue;
         }
-        for (int e = 0; e < count; ++e) {
-            const int64_t i = first + e * (mse.packed ? 1 : block);
-            if (i >= length) break;
+        for (int64_t i = first; i < min(first + count, length); ++i) {
             int64_t at[3];
             mse.elements.offsets(i, at);
             sum += mse.take(mse.y_pred[at[0]], mse.y_true[at[1]], mse.gradient[at[2]]);
@@ -194,6 +214,7 @@ __global__ void __launch_bounds__(cross_entropy_threads<team>, 1)
     cross_entropy_rows(const __grid_constant__ CrossEntropy<T> call) {
     using A = Accumulator<T>;
     constexpr int threads = cross_entropy_threads<team>, teams = threads / team;
+    overlap_launches();
     SharedMemory memory;
     A* shared = memory.take<A>(threads / warp);
     A loss = 0;
@@ -233,7 +254,8 @@ cudaError_t launch_rows(const CrossEntropy<T>& call, int64_t blocks, cudaStream_
     return launch_loss<T, cross_entropy_rows<T, team, kept>, cross_entropy_threads<team>>(call, blocks, stream);
 }
 
-cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void* workspace, cudaStream_t stream) {
+cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient, void* workspace,
+                cudaStream_t stream) {
     Elements<3> elements;
     if (!as_elements({y_pred, y_true, gradient}, elements)) return cudaErrorInvalidValue;
     return dispatch(y_pred.dtype, [&](auto zero) {
@@ -243,7 +265,7 @@ cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, Tensor gradient, void
         for (const Tensor& tensor : {y_pred, y_true, gradient}) {
             packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
         }
-        const LossSum<T> sum{static_cast<T*>(loss.data), static_cast<A*>(workspace), static_cast<A>(elements.length)};
+        const LossSum<T> sum{place_of<T>(loss, step), static_cast<A*>(workspace), static_cast<A>(elements.length)};
         const Mse<T> call{static_cast<const T*>(y_pred.data),
                           static_cast<const T*>(y_true.data),
                           static_cast<T*>(gradient.data),
@@ -259,14 +281,14 @@ int64_t mse_workspace_bytes(Tensor y_pred) {
     return partial_bytes(mse_blocks(product(y_pred.size, y_pred.dims)), y_pred.dtype);
 }
 
-cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, Tensor gradient, void* workspace,
-                          cudaStream_t stream) {
+cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient,
+                          void* workspace, cudaStream_t stream) {
     return dispatch(scores.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = Accumulator<T>;
         const int64_t rows = scores.size[0], columns = scores.size[1];
         CrossEntropy<T> call{};
-        call.loss = {static_cast<T*>(loss.data), static_cast<A*>(workspace), static_cast<A>(rows)};
+        call.loss = {place_of<T>(loss, step), static_cast<A*>(workspace), static_cast<A>(rows)};
         call.scale = A(1) / call.loss.count;
         as_matrix(scores, call.scores);
         as_matrix(gradient, call.gradient);

@@ -175,6 +175,7 @@ __global__ void __launch_bounds__(Shape::threads, sizeof(T) == 8 ? 1 : 2)
     matmul(const __grid_constant__ Product<T> product, const __grid_constant__ Epilogue epilogue) {
     using A = Accumulator<T>;
     constexpr int a_tile = Shape::depth * pitch<T, Shape::rows>, b_tile = Shape::depth * pitch<T, Shape::columns>;
+    overlap_launches();
     SharedMemory memory;
     T* a_tiles = memory.take<T>(Shape::stages * a_tile);
     T* b_tiles = memory.take<T>(Shape::stages * b_tile);

@@ -8,6 +8,7 @@
 // Least work for n elements of s bytes: 3 n s bytes moved, 5 n s with momentum; 2 to 8 operations an element, so the
 // memory is the limit.
 
+#include "instructions.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
 #include "types.cuh"
@@ -80,6 +81,7 @@ __device__ void update_block(const Sgd& sgd, const Update<most_dims>& update, in
 
 template <class Table>
 __global__ void __launch_bounds__(sgd_threads) sgd_tensors(const __grid_constant__ Table table) {
+    overlap_launches();
     int tensor = 0;  // the last one whose first block is not after this one
     for (int step = Table::most_tensors / 2; step > 0; step /= 2) {
         const int next = tensor + step;

@@ -104,6 +104,7 @@ constexpr int softmax_threads = team > warp ? team : 4 * warp;
 
 template <class T, int inputs, int team, int kept>
 __global__ void __launch_bounds__(softmax_threads<team>, 1) softmax_rows(const __grid_constant__ Rows<T, inputs> rows) {
+    overlap_launches();
     SharedMemory memory;
     auto* shared = memory.take<Accumulator<T>>(team / warp);
     const int64_t i = int64_t(blockIdx.x) * (softmax_threads<team> / team) + threadIdx.x / team;

@@ -22,7 +22,17 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 inline int64_t accumulator_bytes(Dtype dtype) { return dtype == Dtype::float64 ? 8 : 4; }
-inline int64_t element_bytes(Dtype dtype) { return dtype >= Dtype::float16 ? 2 : accumulator_bytes(dtype); }
+inline int64_t element_bytes(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::float64:
+        case Dtype::int64:
+            return 8;
+        case Dtype::float32:
+            return 4;
+        default:
+            return 2;
+    }
+}
 
 __device__ inline double widen(double value) { return value; }
 __device__ inline float widen(float value) { return value; }

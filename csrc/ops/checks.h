@@ -74,6 +74,15 @@ inline void check_alike(const std::string& name, const stable::Tensor& tensor, c
     check_device(name, tensor, other, other_name);
 }
 
+// Numbers of classes, samples or steps.
+inline void check_index(const std::string& name, const stable::Tensor& tensor, const stable::Tensor& other,
+                        const char* other_name) {
+    if (tensor.scalar_type() != ScalarType::Long) {
+        refuse(name, " has dtype ", text(tensor.scalar_type()), ", expected torch.int64");
+    }
+    check_device(name, tensor, other, other_name);
+}
+
 // The device that this library's kernels run on. Comes last, so that all else can be checked without one.
 inline void check_here(const std::string& name, const stable::Tensor& tensor) {
     const bool here = SCRATCHCUDA_EMULATOR ? tensor.is_cpu() : tensor.is_cuda();

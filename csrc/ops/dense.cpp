@@ -3,9 +3,15 @@
 
 namespace scratchcuda::ops {
 
-Tile tile = Tile::automatic;
-
 namespace {
+
+// The elementwise activation of this name.
+Activation elementwise(const std::string& name, const char* expected) {
+    static const std::string names[] = {"none", "relu", "sigmoid", "tanh"};
+    const auto* const found = std::find(std::begin(names), std::end(names), name);
+    if (found == std::end(names)) refuse("activation is '", name, "', expected ", expected);
+    return static_cast<Activation>(found - names);
+}
 
 // The sizes of `tensor` with another last one.
 Sizes with_features(const stable::Tensor& tensor, int64_t features) {
@@ -24,14 +30,9 @@ stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const sta
     check_dims("w", w, 2, "(n_in, n_out)");
     check_features("x", x, w.size(0));
     check_shape("b", b, Sizes{w.size(1)});
-    static const std::string names[] = {"none", "relu", "sigmoid", "tanh", "softmax"};
-    const auto* const name = std::find(std::begin(names), std::end(names), activation);
-    if (name == std::end(names)) {
-        refuse("activation is '", activation, "', expected one of none, relu, sigmoid, tanh, softmax");
-    }
-    check_here("x", x);
     const bool softmax = activation == "softmax";
-    const auto f = softmax ? Activation::none : static_cast<Activation>(name - names);
+    const auto f = elementwise(softmax ? "none" : activation, "one of none, relu, sigmoid, tanh, softmax");
+    check_here("x", x);
     const auto rows = operand(x);
     auto a = empty(x, with_features(x, w.size(1)));
     launched("dense", dense_forward(view(rows), view(w), view(b), view(a), f, tile, guard.stream));
@@ -39,18 +40,28 @@ stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const sta
     return a;
 }
 
-// delta (..., n_out), w (n_in, n_out) -> (..., n_in)
-stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::Tensor& w) {
+// delta (..., n_out), w (n_in, n_out), a (..., n_in) -> (..., n_in)
+stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::Tensor& w,
+                                    const std::optional<stable::Tensor>& a, const std::string& activation) {
     const Guard guard(delta);
     check_dtype("delta", delta);
     check_alike("w", w, delta, "delta");
     check_dims("w", w, 2, "(n_in, n_out)");
     check_features("delta", delta, w.size(1));
+    const auto f = elementwise(activation, "one of none, relu, sigmoid, tanh");
+    const auto sizes = with_features(delta, w.size(0));
+    if (a) {
+        check_alike("a", *a, delta, "delta");
+        check_shape("a", *a, sizes);
+    } else if (f != Activation::none) {
+        refuse("a is None, expected the outputs of ", activation);
+    }
     check_here("delta", delta);
-    const auto rows = operand(delta);
-    auto dx = empty(delta, with_features(delta, w.size(0)));
-    launched("dense_backward_input",
-             scratchcuda::dense_backward_input(view(rows), view(w), view(dx), tile, guard.stream));
+    const auto rows = operand(delta), outputs = operand(a.value_or(delta));
+    const Tensor a_view = view(outputs);
+    auto dx = empty(delta, sizes);
+    launched("dense_backward_input", scratchcuda::dense_backward_input(view(rows), view(w), a ? &a_view : nullptr, f,
+                                                                       view(dx), tile, guard.stream));
     return dx;
 }
 
@@ -111,6 +122,3 @@ SCRATCHCUDA_OPS(m) {
 }
 
 }  // namespace scratchcuda::ops
-
-// Takes this tile for all products from here on, for tests and measurements; a negative one chooses by shape again.
-extern "C" void scratchcuda_set_tile(int32_t tile) { scratchcuda::ops::tile = static_cast<scratchcuda::Tile>(tile); }

@@ -11,6 +11,7 @@
 #include "build_facts.h"
 
 extern "C" void scratchcuda_set_tile(int32_t tile);
+extern "C" void scratchcuda_set_overlap(bool overlaps);
 
 namespace {
 
@@ -71,4 +72,6 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "set_tile", &scratchcuda_set_tile, py::arg("tile"),
         "Take this block tile for all matrix products from here on: 0 small, 1 medium, 2 large, 3 thin, -1 by shape.");
+    m.def("set_overlap", &scratchcuda_set_overlap, py::arg("overlaps"),
+          "Whether launches from here on may begin while the one before them ends, on a GPU that can (sm_90).");
 }

@@ -33,6 +33,8 @@ namespace stable = torch::stable;
 using torch::headeronly::ScalarType;
 using Sizes = std::vector<int64_t>;
 
+extern Tile tile;  // of products (settings.cpp)
+
 // Makes the device of the op's tensors current while it lives, and knows the stream that is current there.
 #if SCRATCHCUDA_EMULATOR
 struct Guard {

@@ -1,0 +1,228 @@
+"""The graph plan: a training step on the kernels, captured in a CUDA Graph, one replay for each batch.
+
+A step is the shortest sequence of launches that the ops allow, on fixed memory:
+
+- ``take_batch_`` copies the batch whose turn it is, by a number of the step that is kept on the device.
+- ``dense`` makes a product, with bias and activation, in one launch; its output is all that is kept for backward.
+- ``mse_step_`` or ``cross_entropy_step_`` gives the gradient, puts the loss into its place, and counts the step.
+- ``dense_backward_input`` brings in the derivative of the activation below, and ``dense_update_`` takes the step of
+  gradient descent, with no gradient in memory.
+
+So the host has nothing to do between two replays, and waits once an epoch, for the losses. Each kind of launches (a
+step of each batch size, the validation) runs eagerly the first time, which loads its kernels, and is captured the
+second. The emulator, which has no graphs, runs all of them eagerly.
+
+What was captured knows addresses and numbers, and holds no parameter and no data. It is kept while the model lives, and
+serves the next fit as well if all of these are the same.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from scratchcuda import _backend, ops
+from scratchcuda.layers import Dense
+from scratchcuda.network import Network, Product
+from scratchcuda.training import FitPath, HeldInterrupt
+
+
+class _Unit(NamedTuple):
+    """What one forward call computes: a product, an activation, or both."""
+
+    product: Product | None
+    activation: str  # "none" if there is none
+    after: int  # the network's index of its value
+
+
+class GraphPlan(FitPath):
+    """One fit of a network; arguments as of :func:`scratchcuda.plan.plan_of`."""
+
+    name = "graph plan"
+
+    def __init__(
+        self,
+        model: object,
+        network: Network,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
+        valid: tuple[Tensor, Tensor] | None,
+    ):
+        self.network, self.x, self.y, self.valid = network, x, y, valid
+        self.batch_size, self.lr, self.weight_decay = batch_size, lr, weight_decay
+        self.units = _units(network)
+        stages = [
+            stage if isinstance(stage, str) else (_identity(stage.w), _identity(stage.b)) for stage in network.stages
+        ]
+        data = [_identity(tensor) for tensor in (x, y, *(valid or ()))]
+        key = (_backend.current, network.loss, *stages, *data, batch_size, lr, weight_decay)
+        captured = _kept.pop(model, None)
+        self.captured = captured if captured and captured.key == key else _Captured(key, x, y, batch_size)
+        _kept[model] = self.captured
+        self.last: tuple[int, list[Tensor]] | None = None
+
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        with torch.no_grad(), torch.cuda.device_of(self.x):
+            yield
+
+    def load(self, order: Tensor | None) -> None:
+        if order is None:
+            torch.arange(len(self.y), out=self.captured.order)
+        else:
+            self.captured.order.copy_(order)
+
+    def epoch(self, stop: HeldInterrupt, losses: list[float]) -> None:
+        done = 0
+        self.captured.step.zero_()
+        try:
+            for start in range(0, len(self.y), self.batch_size):
+                m = min(self.batch_size, len(self.y) - start)
+                self.last = m, self.captured.run(m, lambda m=m: self._train(m))  # type: ignore[misc]
+                done += 1
+                if stop.pending:
+                    stop.check()
+            if self.valid is not None:
+                self.captured.run("validation", self._validate)
+        finally:
+            found = self.captured.losses.tolist()
+            losses += found[:done]
+            self.valid_loss = found[-1]
+
+    def validate(self) -> float:
+        return self.valid_loss
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        # Replays write behind autograd's back: a graph that saved a parameter must raise, not lie.
+        torch.autograd.graph.increment_version(self.network.parameters)
+        self.graph_bytes = self.captured.bytes()
+        if self.last is None:
+            return
+        m, outputs = self.last
+        values = dict(zip((unit.after for unit in self.units), outputs, strict=True)) | {0: self.captured.x[:m]}
+        for layer, before, after in self.network.owners:
+            if after not in values:  # the softmax that cross-entropy took over
+                values[after] = ops.softmax(values[len(self.network.stages)])
+            layer.a = values[after].clone()  # type: ignore[attr-defined]
+            if isinstance(layer, Dense):
+                layer.input = values[before].clone()
+
+    def _train(self, m: int) -> list[Tensor]:
+        """The launches of a step on m samples; returns each unit's output."""
+        x, y = self.captured.x[:m], self.captured.y[:m]
+        ops.take_batch_(self.x, self.y, self.captured.order, self.captured.step, self.batch_size, x, y)
+        outputs = list(self._forward(x))
+        inputs = [x, *outputs]
+        delta = self._loss(outputs[-1], y)
+        first = next(u for u, unit in enumerate(self.units) if unit.product)
+        is_done = False  # the derivative of this unit's activation, with the product above
+        for u in reversed(range(first, len(self.units))):
+            product, activation, _ = self.units[u]
+            if activation != "none" and not is_done:
+                delta = getattr(ops, f"{activation}_backward")(delta, outputs[u])
+            is_done = False
+            if product is None:
+                continue
+            above = delta
+            if u > first:
+                below = self.units[u - 1].activation
+                is_done = below != "softmax"
+                delta = ops.dense_backward_input(above, product.w, inputs[u], below if is_done else "none")
+            ops.dense_update_(above, inputs[u], product.w, product.b, self.lr, self.weight_decay)
+        return outputs
+
+    def _validate(self) -> list[Tensor]:
+        assert self.valid is not None
+        x, y = self.valid
+        y_pred = deque(self._forward(x), maxlen=1).pop()  # each output is forgotten once the next is there
+        self._loss(y_pred, y)  # counted as one more step
+        return []
+
+    def _forward(self, value: Tensor) -> Iterator[Tensor]:
+        for product, activation, _ in self.units:
+            if product is None:
+                value = getattr(ops, activation)(value)
+            else:
+                value = ops.dense(value, product.w, product.b, activation)
+            yield value
+
+    def _loss(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        op = ops.mse_step_ if self.network.loss == "mse" else ops.cross_entropy_step_
+        return op(y_pred, y, self.captured.losses, self.captured.step)
+
+
+def _units(network: Network) -> list[_Unit]:
+    """A product takes the activation after it along, unless a layer shows the value between them."""
+    shown = {index for _, before, after in network.owners for index in (before, after)}
+    units: list[_Unit] = []
+    for i, stage in enumerate(network.stages):
+        if isinstance(stage, Product):
+            units.append(_Unit(stage, "none", i + 1))
+        elif units and units[-1].product and units[-1].activation == "none" and i not in shown:
+            units[-1] = _Unit(units[-1].product, stage, i + 1)
+        else:
+            units.append(_Unit(None, stage, i + 1))
+    return units
+
+
+def _identity(tensor: Tensor) -> Hashable:
+    """All that a launch knows of a tensor."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+class _Captured:
+    """Fixed memory, and the graphs of the launches that work on it: what may outlive a fit.
+
+    Attributes:
+        order: numbers of the samples in the order of this epoch (samples,).
+        step: the number of the step within the epoch ().
+        losses: of each step, then of the validation (steps + 1,).
+        x, y: the batch.
+    """
+
+    def __init__(self, key: Hashable, x: Tensor, y: Tensor, batch_size: int):
+        self.key = key
+        with torch.inference_mode(False):  # or they could not be written in another fit
+            self.order = torch.empty(len(y), dtype=torch.int64, device=x.device)
+            self.step = torch.zeros((), dtype=torch.int64, device=x.device)
+            self.losses = torch.empty(-(-len(y) // batch_size) + 1, dtype=x.dtype, device=x.device)
+            self.x, self.y = (
+                torch.empty(batch_size, *data.shape[1:], dtype=data.dtype, device=data.device) for data in (x, y)
+            )
+        self.pool = torch.cuda.graph_pool_handle() if x.is_cuda else None
+        self.warm: set[Hashable] = set()
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
+
+    def run(self, kind: Hashable, launches: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Launches of one kind: eagerly the first time, then captured, then replayed. Returns their outputs."""
+        if self.pool is None or kind not in self.warm:
+            self.warm.add(kind)
+            return launches()
+        if kind not in self.graphs:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                outputs = launches()
+            self.graphs[kind] = graph, outputs
+        graph, outputs = self.graphs[kind]
+        graph.replay()
+        return outputs
+
+    def bytes(self) -> int:
+        """Of all the memory here, that of the graphs included."""
+        fixed = sum(tensor.nbytes for tensor in (self.order, self.step, self.losses, self.x, self.y))
+        if self.pool is None:
+            return fixed
+        segments = torch.cuda.memory_snapshot(self.pool, include_traces=False)
+        return fixed + sum(segment["total_size"] for segment in segments)
+
+
+#: By model, what its last fit has captured.
+_kept: "WeakKeyDictionary[object, _Captured]" = WeakKeyDictionary()

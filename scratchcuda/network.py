@@ -1,0 +1,99 @@
+"""A network as plans see it: products, and the names of activations between them."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from scratchcuda._patching import original
+from scratchcuda.activations import Activation, Layer
+from scratchcuda.layers import Dense
+from scratchcuda.losses import MSE, CrossEntropy, Losses
+from scratchcuda.ops import ACTIVATIONS
+
+
+@dataclass
+class Product:
+    """A layer's weights (n_in, n_out) and bias (n_out,), views of the parameters to train."""
+
+    w: Tensor
+    b: Tensor
+
+
+#: A network in elementary stages: products, and the names of activations between them.
+Stage = Product | str
+
+
+@dataclass
+class Network:
+    """What a plan trains.
+
+    Attributes:
+        stages: products and activations, without identities.
+        loss: "mse" or "cross_entropy" (of scores: a last softmax belongs to it and is no stage).
+        owners: each layer with the indices of the values before and after it; value i is the input of stage i.
+        sizes: how many features the inputs have, and the predictions.
+    """
+
+    stages: list[Stage]
+    loss: str
+    owners: list[tuple[Layer, int, int]]
+    sizes: tuple[int, int]
+
+    @property
+    def products(self) -> list[Product]:
+        return [stage for stage in self.stages if isinstance(stage, Product)]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [tensor for product in self.products for tensor in (product.w, product.b)]
+
+    def unfit(self) -> str:
+        """The reason why no plan can train these parameters; empty if one can."""
+        tensors = self.parameters
+        if not tensors:
+            return "no Dense layer to train"
+        if len({(t.device, t.dtype) for t in tensors}) > 1:
+            return "parameters are not all of one dtype on one device"
+        expanded = any(0 in t.stride() and t.numel() > 1 for t in tensors)
+        if expanded or len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):
+            return "parameters share memory"
+        if any(t.is_inference() for t in tensors):
+            return "parameters were made in inference mode"
+        matrices = all(p.w.dim() == 2 and p.b.shape == p.w.shape[1:] for p in self.products)
+        n_in, n_out = self.sizes
+        widths = [(n_in, n_in), *(tuple(p.w.shape) for p in self.products), (n_out, n_out)] if matrices else []
+        if not matrices or any(left[1] != right[0] for left, right in pairwise(widths)):
+            return "parameters of sizes that do not follow on one another"
+        return ""
+
+
+def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int]) -> Network | str:
+    """The network that a plan can train in place of these layers, or the reason why there is none."""
+    stages: list[Stage] = []
+    owners: list[tuple[Layer, int, int]] = []
+    for i, layer in enumerate(layers):
+        before = len(stages)
+        activation: Layer = layer
+        if isinstance(layer, Dense):
+            if original(layer) is not Dense:
+                return f"layers[{i}] {layer!r} has methods of its own"
+            if not layer.is_trainable:
+                return f"layers[{i}] {layer!r} is not trainable"
+            stages.append(Product(layer.w, layer.b))
+            activation = layer.act_f
+        if not isinstance(activation, Activation) or original(activation) is None:
+            return f"layers[{i}] {layer!r} has methods of its own"
+        if activation.op not in ACTIVATIONS:
+            return f"layers[{i}] {layer!r} has no call in the plan"
+        if activation.op != "none":
+            stages.append(activation.op)
+        owners.append((layer, before, len(stages)))
+    loss = {MSE: "mse", CrossEntropy: "cross_entropy"}.get(original(loss_f))  # type: ignore[arg-type]
+    if loss is None:
+        return f"loss_f {loss_f!r} has methods of its own"
+    if isinstance(loss_f, CrossEntropy) and loss_f.probabilities:
+        if stages[-1:] != ["softmax"]:
+            return "cross-entropy of probabilities that are not made by a last Softmax"
+        del stages[-1]
+    return Network(stages, loss, owners, sizes)
