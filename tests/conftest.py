@@ -26,9 +26,8 @@ def backend(request, monkeypatch):
 def pytest_collection_modifyitems(config, items):
     def fits(item):
         params, mark = item.callspec.params, item.get_closest_marker("backends")
-        plan_elsewhere = params.get("path") == "tensor plan" and params["backend"] != "tensor"
         backends = ("tensor", "emulator") if mark is None else mark.args
-        return not plan_elsewhere and params["backend"] in backends
+        return params["backend"] in backends
 
     config.hook.pytest_deselected(items=[item for item in items if not fits(item)])
     items[:] = [item for item in items if fits(item)]
@@ -46,12 +45,13 @@ def dtype(request):
     return request.param
 
 
-@pytest.fixture(params=["tensor plan", "general"])
-def path(request):
-    return request.param
-
-
 @pytest.fixture
 def usual_path(backend):
     """The path of a fit that asks for none."""
-    return "tensor plan" if backend == "tensor" else "general"
+    return "tensor plan" if backend == "tensor" else "graph plan"
+
+
+@pytest.fixture(params=["plan", "general"])
+def path(request, usual_path):
+    """Of this backend."""
+    return usual_path if request.param == "plan" else "general"

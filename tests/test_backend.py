@@ -73,13 +73,21 @@ def test_a_call_chooses_from_there_on(served):
     assert _backend.current == "tensor"
 
 
-def test_training_runs_on_kernels(served):
+@pytest.mark.parametrize(
+    ("plan", "step"),
+    [
+        (True, "take_batch_ dense dense mse_step_ dense_backward_input dense_update_ dense_update_"),
+        (
+            False,
+            "dense dense mse dense_backward_input dense_update_ tanh_backward dense_backward_input dense_update_",
+        ),
+    ],
+)
+def test_training_runs_on_kernels(plan, step, served):
     model = Model([InputLayer(5), Dense(8, Tanh()), Dense(3)])
     with scratchcuda.use_backend("emulator"):
-        history = model.fit(torch.randn(20, 5), torch.randn(20, 3), 2, 0.1, 10, verbose=False)
-    assert (history.path, history.reason) == ("general", "the emulator trains layer by layer")
-    step = ["dense", "dense", "mse", *["dense_backward_input", "dense_update_"], "tanh_backward"]
-    assert served == 4 * [*step, *step[3:5]]
+        model.fit(torch.randn(20, 5), torch.randn(20, 3), 2, 0.1, 10, plan=plan, verbose=False)
+    assert served == 4 * step.split()
 
 
 @pytest.mark.parametrize("loss_f", [CrossEntropy(), MSE()], ids=repr)

@@ -181,7 +181,7 @@ def test_one_hot_targets_of_any_dtype(convert, path):
     by_row.load_state_dict(by_class.state_dict())
     by_class.fit(x, classes.to(torch.uint16), 3, 0.5, 5, x, classes, verbose=False)
     one_hot = convert(nn.functional.one_hot(classes, 3))
-    history = by_row.fit(x, one_hot, 3, 0.5, 5, x, one_hot, plan=path == "tensor plan", verbose=False)
+    history = by_row.fit(x, one_hot, 3, 0.5, 5, x, one_hot, plan=path != "general", verbose=False)
     assert history.path == path
     assert history.valid_loss == pytest.approx(by_class.history.valid_loss, rel=TOLERANCE[torch.float64])
 
@@ -193,7 +193,7 @@ def test_saturated_probabilities_stay_finite(path):
     model.layers[0].w.copy_(2000 * torch.eye(3))
     model.layers[0].b.zero_()
     assert model.evaluate(x, y) == 2000
-    history = model.fit(x, y, 1, 300.0, 3, x, y, plan=path == "tensor plan", verbose=False)
+    history = model.fit(x, y, 1, 300.0, 3, x, y, plan=path != "general", verbose=False)
     assert history.path == path
     assert history.loss == [2000]
     # softmax minus one-hot, over three samples, times the learning rate
@@ -229,7 +229,7 @@ def test_input_and_output_after_a_training_step(path):
     before = copy.deepcopy(model)
     before.fit(x[:7], y[:7], 1, 0.1, 7, verbose=False)
     before.__forward__(x[7:])
-    model.fit(x, y, 1, 0.1, 7, plan=path == "tensor plan", verbose=False)
+    model.fit(x, y, 1, 0.1, 7, plan=path != "general", verbose=False)
     for ours, expected in zip(model.layers, before.layers, strict=True):
         torch.testing.assert_close(ours.a, expected.a, rtol=1e-12, atol=1e-12)
         if isinstance(ours, Dense):

@@ -84,7 +84,7 @@ def assert_same_trajectory(
     ``alive`` asserts that every parameter has a gradient at every step, and that it moved.
     """
     tolerance = tolerance or TOLERANCE[model.dtype]
-    options = {"plan": path == "tensor plan", "verbose": False}
+    options = {"plan": path != "general", "verbose": False}
     start = {name: p.clone() for name, p in model.state_dict().items()}
     twin = TorchTwin(model, lr, weight_decay)
 

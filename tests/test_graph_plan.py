@@ -1,0 +1,283 @@
+"""The graph plan: its launches, on the emulator, and the graphs made of them, in which a stand-in records the ops."""
+
+import copy
+import gc
+import itertools
+import pickle
+import weakref
+
+import pytest
+import torch
+from test_gpu import DTYPES
+from trajectories import mlp
+
+import scratchcuda
+from scratchcuda import (
+    MSE,
+    CrossEntropy,
+    Dense,
+    InputLayer,
+    Model,
+    ReLU,
+    Sigmoid,
+    SimpleLinearRegression,
+    Softmax,
+    Tanh,
+    _emulator,
+    graph_plan,
+    ops,
+)
+from scratchcuda.compare import WORKLOADS, Pair
+
+pytestmark = pytest.mark.backends("emulator")
+
+
+def network(loss, dtype=torch.float64):
+    """Layers of all kinds, in every order that a plan treats in another way."""
+    layers = [Tanh(), Dense(8, Tanh()), Dense(8, Softmax()), Dense(7), ReLU(), Softmax(), Dense(8, Sigmoid())]
+    last = Dense(3, Softmax() if loss == "probabilities" else None)
+    model = Model([InputLayer(5), *layers, Dense(6, ReLU()), last], MSE() if loss == "mse" else CrossEntropy())
+    return model.to(dtype)
+
+
+def data(loss, dtype=torch.float64, samples=23):
+    x = torch.randn(samples, 5, dtype=torch.float64).to(dtype)
+    return x, torch.randn(samples, 3, dtype=torch.float64).to(dtype) if loss == "mse" else torch.randint(3, (samples,))
+
+
+def fit(model, x, y, plan=True, epochs=3, lr=0.1, batch_size=7, **options):
+    """What a fit leaves behind: its losses, the parameters, and what the layers show."""
+    generator = torch.Generator().manual_seed(1)
+    options = {"weight_decay": 0.01, "shuffle": True, "generator": generator, "x_valid": x, "y_valid": y} | options
+    history = model.fit(x, y, epochs, lr, batch_size, plan=plan, verbose=False, **options)
+    assert history.path == ("graph plan" if plan else "general"), history.reason
+    shown = [getattr(layer, name) for layer in model.layers for name in ("a", "input") if hasattr(layer, name)]
+    return history.step_loss, history.valid_loss, list(map(torch.clone, model.state_dict().values())), shown
+
+
+def assert_same_bits(first, second):
+    assert first[:2] == second[:2]
+    for ours, theirs in zip(first[2] + first[3], second[2] + second[3], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class Graph:
+    """A stand-in for a CUDA Graph: it keeps the ops that are called while it captures, and calls them again."""
+
+    capturing = None
+
+    def __init__(self):
+        self.ops, self.replays = [], 0
+
+    def replay(self):
+        self.replays += 1
+        for call, outputs in self.ops:
+            for output, value in zip(outputs, as_tuple(call()), strict=True):
+                output.copy_(value)
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Plans capture, as on a GPU; all graphs that they make."""
+    made, serving, init = [], ops.serving, graph_plan._Captured.__init__
+
+    class Capture:
+        def __init__(self, graph, pool, capture_error_mode):
+            self.graph = graph
+
+        def __enter__(self):
+            Graph.capturing = self.graph
+
+        def __exit__(self, *exception):
+            Graph.capturing = None
+
+    def captured(name, *tensors):
+        op = serving(name, *tensors)
+
+        def call(*args):
+            if Graph.capturing is None:
+                return op(*args)
+            before = [(arg, arg.clone()) for arg in args if isinstance(arg, torch.Tensor)]
+            outputs = op(*args)
+            for arg, value in before:  # nothing runs while it is captured
+                arg.copy_(value)
+            Graph.capturing.ops.append((lambda: op(*args), as_tuple(outputs)))
+            return outputs
+
+        return call
+
+    def make():
+        made.append(Graph())
+        return made[-1]
+
+    def pooled(self, *args):
+        init(self, *args)
+        self.pool = "pool"
+
+    monkeypatch.setattr(ops, "serving", captured)
+    monkeypatch.setattr(graph_plan._Captured, "__init__", pooled)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", make)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda pool, include_traces: [{"total_size": 4096}])
+    return made
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("loss", ["mse", "classes", "probabilities"])
+def test_the_same_bits_as_layer_by_layer(loss, dtype):
+    model, (x, y) = network(loss, dtype), data(loss, dtype)
+    twin = copy.deepcopy(model)
+    assert_same_bits(fit(model, x, y), fit(twin, x, y, plan=False))
+
+
+@pytest.mark.parametrize("loss", ["mse", "classes", "probabilities"])
+def test_replays_do_what_was_captured(loss, graphs):
+    model, (x, y) = network(loss), data(loss)
+    twin = copy.deepcopy(model)
+    for epochs in (3, 2):  # the second fit replays alone
+        assert_same_bits(fit(model, x, y, epochs=epochs), fit(twin, x, y, plan=False, epochs=epochs))
+    # Three batches of 7, one of 2, and the validation; the first of each is eager.
+    assert [graph.replays for graph in graphs] == [3 * 5 - 1, 5 - 1, 5 - 1]
+
+
+def test_a_regression_is_captured(graphs):
+    x, y = torch.randn(20), torch.randn(20)
+    model = SimpleLinearRegression()
+    twin = copy.deepcopy(model)
+    histories = [m.fit(x, y, 4, 0.1, 6, x, y, plan=m is model, verbose=False) for m in (model, twin)]
+    assert histories[0].step_loss == histories[1].step_loss
+    assert histories[0].valid_loss == histories[1].valid_loss
+    assert torch.equal(model.w, twin.w)
+    assert torch.equal(model.b, twin.b)
+    assert len(graphs) == 3
+
+
+#: What is done before the next fit, and its options.
+CHANGES = {
+    "nothing": lambda model, x, y: {},
+    "parameters in place": lambda model, x, y: [model.layers[-1].w.zero_(), {}][-1],
+    "data in place": lambda model, x, y: [x.neg_(), {}][-1],
+    "lr": lambda model, x, y: {"lr": 0.2},
+    "weight_decay": lambda model, x, y: {"weight_decay": 0.0},
+    "batch_size": lambda model, x, y: {"batch_size": 5},
+    "no validation": lambda model, x, y: {"x_valid": None, "y_valid": None},
+    "data elsewhere": lambda model, x, y: {"x": x.clone()},
+    "strides": lambda model, x, y: {"x": x.T.contiguous().T},
+    "a parameter elsewhere": lambda model, x, y: [setattr(model.layers[-1], "w", model.layers[-1].w.clone()), {}][-1],
+    "dtype": lambda model, x, y: [model.to(torch.float32), {"x": x.float(), "y": y.float()}][-1],
+    "an activation": lambda model, x, y: [setattr(model.layers[1], "act_f", Sigmoid()), {}][-1],
+    "the loss": lambda model, x, y: [setattr(model, "loss_f", CrossEntropy()), {"y": y.softmax(1)}][-1],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_plan_serves_until_what_it_has_captured_changes(change, graphs):
+    model, (x, y) = network("mse"), data("mse")
+    fit(model, x, y)
+    kept = graph_plan._kept[model]
+    options = {"x": x, "y": y} | CHANGES[change](model, x, y)
+    options = {"x_valid": options["x"], "y_valid": options["y"]} | options
+    twin = copy.deepcopy(model)
+    assert_same_bits(fit(model, **options), fit(twin, plan=False, **options))
+    assert (graph_plan._kept[model] is kept) == (change in list(CHANGES)[:3])
+
+
+def test_nothing_is_kept_longer_than_its_model_and_copies_have_nothing():
+    model, (x, y) = network("mse"), data("mse")
+    x_alive = weakref.ref(x)
+    fit(model, x, y)
+    kept = weakref.ref(graph_plan._kept[model])
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin not in graph_plan._kept
+    del x, y
+    gc.collect()
+    assert x_alive() is None
+    assert kept() is not None
+    del model
+    gc.collect()
+    assert kept() is None
+
+
+def kernels(launches):
+    """The launched kernels' names, without what they are templates of."""
+    return [launch.kernel.partition("(")[0].partition("<")[0].split("::")[-1].split(" ")[-1] for launch in launches]
+
+
+@pytest.mark.parametrize(("workload", "count"), [("slr", 4), ("mlp", 18), ("digits", 11)])
+def test_launches_of_a_step(workload, count):
+    """As many as docs/architecture.md says."""
+    pair, work = Pair(WORKLOADS[workload], "cpu", torch.float64, 0), WORKLOADS[workload]
+    pair.x, pair.y = pair.x[: work.batch_size], pair.y[: work.batch_size]
+    _emulator.record(True)
+    pair.fit_scratch(1, work.lr, work.batch_size, validate=False)
+    found = kernels(_emulator.launches())
+    _emulator.record(False)
+    assert len(found) == count
+    assert found[0] == "take_rows"
+
+
+def test_a_step_keeps_its_activations_once_and_no_gradient_of_weights(monkeypatch):
+    sizes, m = [5, 64, 48, 3], 4
+    model, x, y = mlp(sizes, Tanh), torch.randn(m, 5, dtype=torch.float64), torch.randn(m, 3, dtype=torch.float64)
+    live, peak = 0, 0
+    serving = ops.serving
+
+    def watched(name, *tensors):
+        def call(*args):
+            nonlocal live, peak
+            outputs = serving(name, *tensors)(*args)
+            for output in as_tuple(outputs):
+                live += output.nbytes
+                weakref.finalize(output, release, output.nbytes)
+            peak = max(peak, live)
+            return outputs
+
+        return call
+
+    def release(freed):
+        nonlocal live
+        live -= freed
+
+    monkeypatch.setattr(ops, "serving", watched)
+    model.fit(x, y, 1, 0.1, m, verbose=False)
+    deltas = max(a + b for a, b in itertools.pairwise(sizes[1:]))  # above and below a layer
+    assert peak == 8 * m * (sum(sizes[1:]) + deltas)
+    history = model.fit(x, y, 1, 0.1, m, verbose=False)
+    # The batch, the order of 4 samples, the step, and two places for losses.
+    assert history.graph_bytes == 8 * (m * 5 + m * 3 + m + 1 + 2)
+
+
+def test_a_stale_graph_raises():
+    """Replays write parameters behind autograd's back."""
+    model, (x, y) = network("mse"), data("mse")
+    w = model.layers[-1].w.requires_grad_()
+    loss = (w * w).sum()
+    fit(model, x, y)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_launches_may_overlap():
+    """Every thread of every kernel waits for the launch before: the emulator would say who does not."""
+    controls = _emulator.current().controls
+    model, (x, y) = network("classes"), data("classes")
+    twin = copy.deepcopy(model)
+    expected = fit(twin, x, y)
+    try:
+        controls.scratchcuda_set_overlap(True)
+        assert_same_bits(fit(model, x, y), expected)
+        ops.sgd_update_([x], [x.clone()], 0.1)
+        ops.dense_update_(x.new_ones(1100, 3), x.new_ones(1100, 5), x.new_ones(5, 3), x.new_ones(3), 0.1)
+        ops.mse(x.new_ones(9000, 5), x.new_ones(9000, 5))
+    finally:
+        controls.scratchcuda_set_overlap(False)
+
+
+def test_without_kernels_tensor_operations_train_layer_by_layer():
+    with scratchcuda.use_backend("tensor"):
+        model, (x, y) = network("mse"), data("mse")
+        assert model.fit(x, y, 1, 0.1, 7, verbose=False).path == "tensor plan"
