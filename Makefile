@@ -6,6 +6,7 @@
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 # make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
 # make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
+# make gpu-check   on a machine with a GPU: build, prove and measure beside its Python and torch, in 8 minutes
 # make bench   time fits against torch.nn, torch.compile, JAX and the documents' code, whichever are installed
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test try cuda-build sanitize mutants kernel-report lint format bench clean
+.PHONY: demo test try cuda-build sanitize mutants kernel-report gpu-check lint format bench clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -24,7 +25,7 @@ test: $(READY)
 WORKLOAD ?= mlp
 
 try: $(READY)
-	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected one of dense, matmul, activations, softmax, losses, sgd: make try KERNEL=dense'; exit 2; }
+	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected one of dense, matmul, activations, softmax, losses, batch, sgd: make try KERNEL=dense'; exit 2; }
 	$(BIN)/python -m pytest -q tests/test_kernels.py -k $(KERNEL)
 	SCRATCHCUDA_BACKEND=emulator $(BIN)/scratchcuda compare $(WORKLOAD) --epochs 8
 
@@ -53,6 +54,12 @@ sanitize: $(READY)
 	  $(BIN)/python -m pytest -s -q tests/test_kernels.py $(ARGS)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build thread) && env $$variables \
 	  $(BIN)/python -m pytest -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
+
+# Reports go to OUT; PARTS="build gpu" runs some of them, ARGS=--dry goes through it without a GPU.
+OUT ?= build/gpu-check
+
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(PARTS) --out '$(OUT)' --select '$(RACES)' $(ARGS)
 
 mutants: $(READY)
 	$(BIN)/python tools/mutants.py --write docs/emulator.md

@@ -12,7 +12,7 @@ from scratchcuda import tensor_ops
 
 SCHEMAS = {
     "dense": "(Tensor x, Tensor w, Tensor b, str activation) -> Tensor",
-    "dense_backward_input": "(Tensor delta, Tensor w, Tensor? a=None, str activation='none') -> Tensor",
+    "dense_backward_input": '(Tensor delta, Tensor w, Tensor? a=None, str activation="none") -> Tensor',
     "dense_backward_weights": "(Tensor delta, Tensor x) -> (Tensor, Tensor)",
     "dense_update_": "(Tensor delta, Tensor x, Tensor(a!) w, Tensor(b!) b, float lr, float weight_decay) -> ()",
     "relu": "(Tensor z) -> Tensor",

@@ -90,9 +90,10 @@ def test_training_runs_on_kernels(plan, step, served):
     assert served == 4 * step.split()
 
 
+@pytest.mark.parametrize("plan", [True, False])
 @pytest.mark.parametrize("loss_f", [CrossEntropy(), MSE()], ids=repr)
 @pytest.mark.parametrize("last", [Softmax(), Tanh(), Linear()], ids=repr)
-def test_no_twin_has_a_part_in_training(last, loss_f, monkeypatch):
+def test_no_twin_has_a_part_in_training(last, loss_f, plan, monkeypatch):
     """Nor has any other product, activation, loss or update of torch's: what is left is copies and the like."""
     for name in _library.SCHEMAS:
         monkeypatch.setattr(tensor_ops, name, None)
@@ -101,16 +102,17 @@ def test_no_twin_has_a_part_in_training(last, loss_f, monkeypatch):
         model = Model(layers, loss_f)
         x, y = torch.randn(20, 5), torch.randint(3, (20,)) if isinstance(loss_f, CrossEntropy) else torch.randn(20, 3)
         with Called() as called:
-            model.fit(x, y, 2, 0.1, 10, x, y, weight_decay=0.1, shuffle=True, verbose=False)
-            SimpleLinearRegression().fit(x[:, 0], x[:, 1], 2, 0.1, 10, x[:, 0], x[:, 1], verbose=False)
+            model.fit(x, y, 2, 0.1, 10, x, y, weight_decay=0.1, shuffle=True, plan=plan, verbose=False)
+            SimpleLinearRegression().fit(x[:, 0], x[:, 1], 2, 0.1, 10, x[:, 0], x[:, 1], plan=plan, verbose=False)
     assert called.names <= LAYOUT | {"aminmax", "_local_scalar_dense"}  # class indices checked, validation losses read
 
 
-def test_nothing_waits_for_the_device_within_an_epoch():
+@pytest.mark.parametrize("plan", [True, False])
+def test_nothing_waits_for_the_device_within_an_epoch(plan):
     model, x = Model([InputLayer(5), Dense(3, Softmax())], CrossEntropy()), torch.randn(20, 5)
     for fitted, y in ((model, x[:, :3].softmax(1)), (Model([InputLayer(5), Dense(3)]), x[:, :3])):
         with scratchcuda.use_backend("emulator"), Called() as called:
-            history = fitted.fit(x, y, 2, 0.1, 10, verbose=False)
+            history = fitted.fit(x, y, 2, 0.1, 10, plan=plan, verbose=False)
         assert called.names <= LAYOUT
         assert len(history.step_loss) == 4
         assert all(isinstance(loss, float) for loss in history.step_loss)
@@ -118,7 +120,7 @@ def test_nothing_waits_for_the_device_within_an_epoch():
 
 #: Ops of torch's that compute nothing, and wait for nothing.
 LAYOUT = {"clone", "copy_", "detach", "empty", "empty_like", "new_empty", "_to_copy", "index", "randperm", "randn"}
-LAYOUT |= {"slice", "split", "select", "squeeze", "unsqueeze", "alias", "view", "stack", "cat"}
+LAYOUT |= {"arange", "zeros", "zero_", "slice", "split", "select", "squeeze", "unsqueeze", "alias", "view", "stack", "cat"}
 
 
 class Called(TorchDispatchMode):
