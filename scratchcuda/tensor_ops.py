@@ -2,8 +2,8 @@
 
 These twins are what the layers compute with, and the oracle of the CUDA kernels. Each has the signature of its op,
 checks nothing (``ops`` does), and is built from torch's own differentiable functions, so autograd, ``torch.func`` and
-fake tensors go straight through it. A plan (:mod:`scratchcuda.tensor_plan`) binds the same formulas once more, on buffers of
-its own: to see an edit here in training, call ``fit(plan=False)``, or patch a method, which rules the plan out.
+fake tensors go straight through it. The tensor plan binds the same formulas once more, on buffers of its own: to see an
+edit here in training, call ``fit(plan=False)``, or patch a method, which rules the plan out.
 """
 
 import math

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 X, W, B, DELTA, G = (torch.ones(shape, dtype=torch.float64) for shape in ((4, 5), (5, 3), (3,), (4, 3), (5, 3)))
+X2, ORDER, STEP = X[:2].clone(), torch.arange(4), torch.tensor(0)
 SGD = 0.1, 0.0, 0.0, 0.0, False, False, False
 
 REFUSALS = [
@@ -22,6 +23,34 @@ REFUSALS = [
     ("dense", (X, W, B, "swish"), "activation is 'swish', expected one of none, relu, sigmoid, tanh, softmax"),
     ("dense_backward_input", (DELTA[:, :2], W), r"delta has shape \(4, 2\), expected 3 features"),
     ("dense_backward_input", (DELTA, B), r"w has shape \(3,\), expected \(n_in, n_out\)"),
+    (
+        "dense_backward_input",
+        (DELTA, W, X, "softmax"),
+        "activation is 'softmax', expected one of none, relu, sigmoid, tanh",
+    ),
+    ("dense_backward_input", (DELTA, W, None, "relu"), "a is None, expected the outputs of relu"),
+    ("dense_backward_input", (DELTA, W, DELTA, "relu"), r"a has shape \(4, 3\), expected \(4, 5\)"),
+    ("mse_step_", (DELTA, DELTA, B.float(), STEP), "losses has dtype torch.float32, expected torch.float64 as y_pred"),
+    ("mse_step_", (DELTA, DELTA, W, STEP), r"losses has shape \(5, 3\), expected \(steps,\)"),
+    ("mse_step_", (DELTA, DELTA, B[:1].expand(3), STEP), "losses is expanded"),
+    ("cross_entropy_step_", (DELTA, DELTA, B, STEP.int()), "step has dtype torch.int32, expected torch.int64"),
+    ("cross_entropy_step_", (DELTA, DELTA, B, ORDER), r"step has shape \(4,\), expected \(\)"),
+    (
+        "take_batch_",
+        (X, DELTA, ORDER, STEP, 2, X[:2], DELTA[:2].clone()),
+        "x_batch shares memory with x|x shares memory with x_batch",
+    ),
+    ("take_batch_", (X, DELTA, ORDER, STEP, 2, X2, X2), r"y_batch has shape \(2, 5\), expected \(2, 3\)"),
+    ("take_batch_", (X, X, ORDER, STEP, 2, X2, X2.clone()[:1]), "y_batch has 1 rows, expected 2 as x_batch"),
+    ("take_batch_", (X, X, ORDER, STEP, 0, X2, X2.clone()), "batch_size is 0, expected a positive integer"),
+    ("take_batch_", (X, X, ORDER[None], STEP, 2, X2, X2.clone()), r"order has shape \(1, 4\), expected \(samples,\)"),
+    ("take_batch_", (X.long(), X, ORDER, STEP, 2, X2.long(), X2), "x has dtype torch.int64"),
+    ("take_batch_", (X, X[None], ORDER, STEP, 2, X2, X2), r"y has shape \(1, 4, 5\), expected one or two dimensions"),
+    (
+        "take_batch_",
+        (X, X, ORDER, STEP, 2, X2.T.contiguous().T, X2),
+        "x_batch has strides .*, expected contiguous memory",
+    ),
     ("dense_backward_weights", (DELTA[:3], X), r"delta has shape \(3, 3\), expected \(..., n_out\) as x \(4, 5\)"),
     ("dense_update_", (DELTA, X, W.T, B, 0.1, 0.0), r"w has shape \(3, 5\), expected \(5, 3\)"),
     ("dense_update_", (DELTA, X, W[:1].expand(5, 3), B, 0.1, 0.0), r"w is expanded \(strides \(0, 1\)\)"),

@@ -120,7 +120,20 @@ def test_nothing_waits_for_the_device_within_an_epoch(plan):
 
 #: Ops of torch's that compute nothing, and wait for nothing.
 LAYOUT = {"clone", "copy_", "detach", "empty", "empty_like", "new_empty", "_to_copy", "index", "randperm", "randn"}
-LAYOUT |= {"arange", "zeros", "zero_", "slice", "split", "select", "squeeze", "unsqueeze", "alias", "view", "stack", "cat"}
+LAYOUT |= {
+    "arange",
+    "zeros",
+    "zero_",
+    "slice",
+    "split",
+    "select",
+    "squeeze",
+    "unsqueeze",
+    "alias",
+    "view",
+    "stack",
+    "cat",
+}
 
 
 class Called(TorchDispatchMode):

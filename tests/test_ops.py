@@ -24,7 +24,7 @@ def softmax_rows(*shape):
 #: For each op, arguments in float64 from a batch size.
 ARGUMENTS = {
     "dense": lambda m: (rand(m, 5), rand(5, 3), rand(3), "tanh"),
-    "dense_backward_input": lambda m: (rand(m, 3), rand(5, 3)),
+    "dense_backward_input": lambda m: (rand(m, 3), rand(5, 3), rand(m, 5).tanh(), "tanh"),
     "dense_backward_weights": lambda m: (rand(m, 3), rand(m, 5)),
     "dense_update_": lambda m: (rand(m, 3), rand(m, 5), rand(5, 3), rand(3), 0.1, 0.01),
     "relu": lambda m: (rand(m, 4),),  # no exact 0, the kink that gradcheck cannot pass
@@ -37,8 +37,16 @@ ARGUMENTS = {
     "softmax_backward": lambda m: (rand(m, 4), softmax_rows(m, 4)),
     "mse": lambda m: (rand(m, 3), rand(m, 3)),
     "cross_entropy": lambda m: (rand(m, 4), softmax_rows(m, 4)),
+    "mse_step_": lambda m: (rand(m, 3), rand(m, 3), rand(5), torch.tensor(2)),
+    "cross_entropy_step_": lambda m: (rand(m, 4), softmax_rows(m, 4), rand(5), torch.tensor(2)),
+    "take_batch_": lambda m: (
+        *(rand(m + 7, 4), rand(m + 7, 3), torch.randperm(m + 7), torch.tensor(2), 3, rand(m, 4), rand(m, 3)),
+    ),
     "sgd_update_": lambda m: (*([rand(m, 3), rand(3)] for _ in range(3)), 0.1, 0.01, 0.9, 0.5, False, True, False),
 }
+#: Of ops in place, the arguments that they write.
+WRITTEN = {"dense_update_": (2, 3), "sgd_update_": (0, 2), "take_batch_": (5, 6)}
+WRITTEN |= dict.fromkeys(["mse_step_", "cross_entropy_step_"], (2, 3))
 SGD_OPTIONS = ("momentum", "dampening", "nesterov", "maximize", "is_first_step")
 
 
@@ -59,8 +67,8 @@ def oracle(name, *args):
             activation, lambda z: getattr(z, activation)()
         )(x @ w + b)
     if name == "dense_backward_input":
-        delta, w = args
-        return delta @ w.T
+        delta, w, a, activation = args
+        return oracle(f"{activation}_backward", delta @ w.T, a)
     if name in ("dense_backward_weights", "dense_update_"):
         delta, x, *rest = args
         leaves = [torch.zeros(x.shape[1], delta.shape[1]).to(x).requires_grad_(), delta.new_zeros(delta.shape[1])]
@@ -79,6 +87,14 @@ def oracle(name, *args):
         loss = {"mse": functional.mse_loss, "cross_entropy": functional.cross_entropy}[name](leaf, args[1])
         loss.backward()
         return loss.detach(), leaf.grad
+    if name in ("mse_step_", "cross_entropy_step_"):
+        *pair, losses, step = args
+        loss, gradient = oracle(name.removesuffix("_step_"), *pair)
+        return gradient, torch.cat([losses[:step], loss[None], losses[step + 1 :]]), step + 1
+    if name == "take_batch_":
+        x, y, order, step, batch_size, *batch = args
+        rows = order[step * batch_size :][: len(batch[0])]
+        return x[rows], y[rows]
     if name == "sgd_update_":
         optimizer = optimizer_of(*args)
         optimizer.step()
@@ -108,7 +124,13 @@ def cast(value, dtype):
 
 
 def as_tuple(value):
-    return value if isinstance(value, tuple) else (value,)
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def outputs(name, result, args):
+    """What the op has returned, and what became of the arguments that it writes."""
+    written = [args[i] for i in WRITTEN.get(name, ())]
+    return [*as_tuple(result), *(t for arg in written for t in (arg if isinstance(arg, list) else [arg]))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -117,14 +139,10 @@ def as_tuple(value):
 def test_against_oracle(name, m, dtype):
     args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
     expected = as_tuple(oracle(name, *(cast(arg, torch.float64) for arg in args)))
-    result = call(name, *args)
-    result = {"sgd_update_": lambda: (*args[0], *args[2]), "dense_update_": lambda: args[2:4]}.get(
-        name, lambda: as_tuple(result)
-    )()
-    for ours, exact in zip(result, expected, strict=True):
-        assert ours.dtype == dtype
+    for ours, exact in zip(outputs(name, call(name, *args), args), expected, strict=True):
+        assert ours.dtype == (dtype if exact.is_floating_point() else exact.dtype)
         # A few roundings on each of at most 33 summed terms of like size.
-        assert (ours.double() - exact).norm() <= 8 * torch.finfo(dtype).eps * exact.norm()
+        assert (ours.double() - exact).norm() <= 8 * torch.finfo(dtype).eps * exact.double().norm()
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
@@ -141,6 +159,43 @@ def test_any_strides(name):
     expected = as_tuple(getattr(ops, name)(*args))
     for ours, exact in zip(as_tuple(getattr(ops, name)(*strided)), expected, strict=True):
         torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS[:-1])
+def test_dense_backward_input_with_the_activation_below(activation):
+    """The same bits as by two ops, in any dtype; without one, a has no part in it."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        delta, w, a = rand(2, 7, 3, dtype=dtype), rand(5, 3, dtype=dtype), rand(2, 7, 5, dtype=dtype).tanh()
+        dx = ops.dense_backward_input(delta, w)
+        expected = dx if activation == "none" else getattr(ops, f"{activation}_backward")(dx, a)
+        assert torch.equal(ops.dense_backward_input(delta, w, a, activation), expected)
+
+
+@pytest.mark.parametrize("step_", [ops.mse_step_, ops.cross_entropy_step_])
+def test_a_step_beyond_the_losses_is_counted_alone(step_):
+    losses, step = rand(3), torch.tensor(3)
+    before = losses.clone()
+    step_(rand(4, 3), softmax_rows(4, 3), losses, step)
+    assert torch.equal(losses, before)
+    assert step == 4
+    step_(rand(4, 3), softmax_rows(4, 3), losses.view(3, 1).expand(3, 2)[:, 0], step.fill_(1))
+    assert (losses == before).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("by_class", [True, False])
+def test_take_batch_one_after_another(dtype, by_class):
+    """Data of any strides, and a last batch that is smaller."""
+    x = rand(3, 23, dtype=dtype).T
+    y = torch.arange(46)[::2] if by_class else rand(23, 2, dtype=dtype)
+    order, step = torch.randperm(23), torch.tensor(0)
+    x_batch, y_batch = x.new_empty(10, 3), y.new_empty(10, *y.shape[1:])
+    for rows in order.split(10):
+        m = len(rows)
+        ops.take_batch_(x, y, order, step, 10, x_batch[:m], y_batch[:m])
+        assert torch.equal(x_batch[:m], x[rows])
+        assert torch.equal(y_batch[:m], y[rows])
+        step += 1
 
 
 def test_dense_takes_leading_dimensions_and_empty_batches():
@@ -287,7 +342,8 @@ def test_public_functions_compile_whole(name):
     torch.testing.assert_close([result, written[0]], [expected, written[1]])
 
 
-X, W, B, DELTA, G = rand(4, 5), rand(5, 3), rand(3), rand(4, 3), rand(5, 3)
+X, W, B, DELTA, G, X2 = rand(4, 5), rand(5, 3), rand(3), rand(4, 3), rand(5, 3), rand(2, 5)
+ORDER, STEP = torch.arange(4), torch.tensor(0)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +362,42 @@ X, W, B, DELTA, G = rand(4, 5), rand(5, 3), rand(3), rand(4, 3), rand(5, 3)
             ValueError,
             r"delta has shape \(4, 2\), expected 3 features",
         ),
+        (lambda: ops.dense_backward_input(DELTA, W, X, "softmax"), ValueError, "activation is 'softmax', expected one"),
+        (
+            lambda: ops.dense_backward_input(DELTA, W, None, "relu"),
+            ValueError,
+            "a is None, expected the outputs of relu",
+        ),
+        (
+            lambda: ops.dense_backward_input(DELTA, W, DELTA, "relu"),
+            ValueError,
+            r"a has shape \(4, 3\), expected \(4, 5\)",
+        ),
+        (lambda: ops.mse_step_(DELTA, DELTA, B.float(), STEP), TypeError, "losses has dtype torch.float32, expected"),
+        (lambda: ops.mse_step_(DELTA, DELTA, W, STEP), ValueError, r"losses has shape \(5, 3\), expected \(steps,\)"),
+        (lambda: ops.mse_step_(DELTA, DELTA, B[:1].expand(3), STEP), ValueError, "losses is expanded"),
+        (
+            lambda: ops.mse_step_(DELTA, DELTA, B, STEP.int()),
+            TypeError,
+            "step has dtype torch.int32, expected torch.int64",
+        ),
+        (lambda: ops.cross_entropy_step_(DELTA, DELTA, B, ORDER), ValueError, r"step has shape \(4,\), expected \(\)"),
+        (lambda: ops.take_batch_(X, DELTA, ORDER, STEP, 2, X[:2], DELTA[:2]), ValueError, "shares memory with"),
+        (
+            lambda: ops.take_batch_(X, DELTA, ORDER, STEP, 2, X2, X2),
+            ValueError,
+            r"y_batch has shape \(2, 5\), expected",
+        ),
+        (
+            lambda: ops.take_batch_(X, X, ORDER, STEP, 2, X2, X2.clone()[:1]),
+            ValueError,
+            "y_batch .* expected 2 samples",
+        ),
+        (lambda: ops.take_batch_(X, X, ORDER, STEP, 0, X2, X2.clone()), ValueError, "batch_size is 0, expected"),
+        (lambda: ops.take_batch_(X, X, ORDER[None], STEP, 2, X2, X2.clone()), ValueError, r"order has shape \(1, 4\)"),
+        (lambda: ops.take_batch_(X.long(), X, ORDER, STEP, 2, X2, X2), TypeError, "x has dtype torch.int64"),
+        (lambda: ops.take_batch_(X, X[None], ORDER, STEP, 2, X2, X2), ValueError, "y_batch|y has shape"),
+        (lambda: ops.take_batch_(X, X, ORDER, STEP, 2, X2.T.contiguous().T, X2), ValueError, "x_batch has strides"),
         (lambda: ops.dense_backward_weights(DELTA[:3], X), ValueError, r"delta .* \(3, 3\), expected \(4, 'n_out'\)"),
         (lambda: ops.dense_update_(DELTA, X, W.T, B, 0.1), ValueError, r"w has shape \(3, 5\), expected \(5, 3\)"),
         (lambda: ops.dense_update_(DELTA, X, W, B, -1), ValueError, "lr is -1.0, expected"),
