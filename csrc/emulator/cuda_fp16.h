@@ -19,7 +19,7 @@ inline float __half2float(__half value) {
     }
     uint32_t bits;
     std::memcpy(&bits, &magnitude, 4);
-    bits |= sign;
+    bits = exponent == 31 && fraction ? 0x7fffffff : bits | sign;  // every NaN becomes the same one
     std::memcpy(&magnitude, &bits, 4);
     return magnitude;
 }

@@ -160,20 +160,21 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_HERE) {
     return __ballot_sync(mask, predicate, file, line) == mask;
 }
 
-// A shuffle of this width reads another lane of its part of the warp, or its own where there is no such lane.
+// A shuffle of this width reads another lane of its part of the warp, or its own where there is no such lane. Of a step
+// only the last five bits count.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, EMULATOR_HERE) {
     return emulator::shuffle(mask, value, (emulator::lane() & -width) + (source & (width - 1)), {file, line});
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, EMULATOR_HERE) {
-    const int lane = emulator::lane(), inside = lane & (width - 1);
-    return emulator::shuffle(mask, value, unsigned(inside) < delta ? lane : lane - int(delta), {file, line});
+    const int lane = emulator::lane(), source = lane - int(delta & 31);
+    return emulator::shuffle(mask, value, source < (lane & -width) ? lane : source, {file, line});
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, EMULATOR_HERE) {
-    const int lane = emulator::lane(), inside = lane & (width - 1);
-    return emulator::shuffle(mask, value, delta >= unsigned(width - inside) ? lane : lane + int(delta), {file, line});
+    const int lane = emulator::lane(), source = lane + int(delta & 31);
+    return emulator::shuffle(mask, value, source < (lane & -width) + width ? source : lane, {file, line});
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize, EMULATOR_HERE) {
