@@ -15,16 +15,15 @@ import os
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
-from scratchcuda import __version__
-from scratchcuda.compare import WORKLOADS, Pair, device_name
+from scratchcuda import __version__, _backend
+from scratchcuda.compare import WORKLOADS, Pair, Workload, device_name
 
 #: Largest relative difference of a loss to torch.nn's. JAX's exponentials and hyperbolic tangents are other
 #: approximations, correct to some units in the last place; over the steps of a fit that grows.
@@ -49,7 +48,9 @@ def torch_nn(pair, work, validate) -> Fit:
 def scratchcuda(pair, work, validate) -> Fit:
     def fit() -> Losses:
         history = pair.fit_scratch(work.epochs, work.lr, work.batch_size, validate)
-        assert history.path == "tensor plan", history.reason
+        # What CPU tensors take if nothing else is asked for; CUDA tensors and the emulator have paths of their own.
+        others = pair.x.is_cuda or _backend.current == "emulator"
+        assert others or history.path == "tensor plan", history.reason
         return history.loss, history.valid_loss
 
     return fit
@@ -70,11 +71,12 @@ def torch_compile(pair, work, validate) -> Fit:
             steps = []
             for x, y in batches(pair, work.batch_size):
                 loss = loss_of(x, y)
-                steps.append(loss.item())
                 optimizer.zero_grad()
                 loss.backward()
                 update()
-            train.append(sum(steps) / len(steps))
+                steps.append(loss.detach())
+            found = torch.stack(steps).tolist()
+            train.append(sum(found) / len(found))
             if validate:
                 with torch.no_grad():
                     valid.append(evaluate(pair.x_valid, pair.y_valid).item())
@@ -148,6 +150,12 @@ def jax_fit(pair, work, validate) -> Fit:
     from jax import numpy as jnp
 
     jax.config.update("jax_enable_x64", pair.x.dtype == torch.float64)
+    jax.config.update("jax_default_device", jax.devices("gpu" if pair.x.is_cuda else "cpu")[0])
+    jax.config.update("jax_default_matmul_precision", "highest")  # on a GPU float32 would be multiplied as TF32
+
+    def as_jax(tensor):
+        return jnp.asarray(tensor.detach().cpu().numpy())
+
     activations = {
         nn.Tanh: jnp.tanh,
         nn.Softmax: lambda z: jax.nn.softmax(z, axis=1),
@@ -155,7 +163,7 @@ def jax_fit(pair, work, validate) -> Fit:
         nn.ReLU: jax.nn.relu,
     }
     kinds = [type(module) for module in pair.net]
-    x, y, x_valid, y_valid = (jnp.asarray(data.numpy()) for data in (pair.x, pair.y, pair.x_valid, pair.y_valid))
+    x, y, x_valid, y_valid = (as_jax(data) for data in (pair.x, pair.y, pair.x_valid, pair.y_valid))
     full = len(y) // work.batch_size
     cut = full * work.batch_size
     blocks = [data[:cut].reshape(full, work.batch_size, *data.shape[1:]) for data in (x, y)]
@@ -186,7 +194,7 @@ def jax_fit(pair, work, validate) -> Fit:
 
     run = jax.jit(lambda params: jax.lax.scan(epoch, params, None, length=work.epochs)[1])
     linears = [module for module in pair.net if isinstance(module, nn.Linear)]
-    start = [(jnp.asarray(m.weight.detach().T.numpy()), jnp.asarray(m.bias.detach().numpy())) for m in linears]
+    start = [(as_jax(module.weight.T), as_jax(module.bias)) for module in linears]
 
     def fit() -> Losses:
         train, valid = run(start)
@@ -204,27 +212,36 @@ PEERS = {
 }
 
 
-def measure(name: str, dtype: str, validate: bool, rounds: int) -> dict:
-    """Time all peers on one workload; for each its times, its losses' difference to torch.nn's and its ratio."""
-    work = WORKLOADS[name]
-    pairs, fits, notes = {}, {}, {}
-    for peer, make in PEERS.items():
-        pairs[peer] = Pair(work, "cpu", getattr(torch, dtype), seed=0)
+def measure(work: Workload, dtype: str, validate: bool, rounds: int, device: str = "cpu", peers: dict = PEERS) -> dict:
+    """Time the peers on one workload; for each its times, its losses' difference to torch.nn's and its ratio."""
+    pairs, fits, prepared, notes, errors = {}, {}, {}, {}, {}
+    for peer, make in peers.items():
+        pairs[peer] = Pair(work, device, getattr(torch, dtype), seed=0)
+        start = time.perf_counter()
         try:
             if make is jax_fit and importlib.util.find_spec("jax") is None:
                 raise NotImplementedError("not installed")
-            fits[peer] = make(pairs[peer], work, validate)
-            fits[peer]()
-        except (NotImplementedError, torch._dynamo.exc.BackendCompilerFailed) as error:
-            notes[peer] = str(error).splitlines()[0]
-            fits.pop(peer, None)
+            fit = make(pairs[peer], work, validate)
+            fit()
+            fits[peer] = fit
+        except NotImplementedError as error:
+            notes[peer] = str(error)
+        except Exception as error:
+            if peer in ("torch.nn", "scratchcuda"):  # without which nothing is compared
+                raise
+            notes[peer] = f"{type(error).__name__}: {error}".splitlines()[0]
+            errors[peer] = traceback.format_exc()
+        prepared[peer] = time.perf_counter() - start
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     times: dict[str, list[float]] = {peer: [] for peer in fits}
     losses: dict[str, Losses] = {}
     for _ in range(rounds):
         for peer, fit in fits.items():
             pairs[peer].reset()
+            synchronize()
             start = time.perf_counter()
             losses[peer] = fit()
+            synchronize()
             times[peer].append(time.perf_counter() - start)
     expected = torch.tensor([*losses["torch.nn"][0], *losses["torch.nn"][1]], dtype=torch.float64)
     rows = {}
@@ -232,20 +249,28 @@ def measure(name: str, dtype: str, validate: bool, rounds: int) -> dict:
         got = torch.tensor([*losses[peer][0], *losses[peer][1]], dtype=torch.float64)
         difference = ((got - expected) / expected).abs().max().item()
         ratios = sorted(theirs / ours for theirs, ours in zip(times["torch.nn"], times[peer], strict=True))
-        rows[peer] = {"seconds": times[peer], "difference": difference, "agrees": difference <= AGREEMENT[dtype]}
+        rows[peer] = {"seconds": times[peer], "prepared": prepared[peer]}
+        rows[peer] |= {"difference": difference, "agrees": difference <= AGREEMENT[dtype]}
+        if (history := pairs[peer].scratch.history) is not None:  # which scratchcuda alone has
+            rows[peer] |= {"path": history.path, "reason": history.reason}
         if rows[peer]["agrees"]:
             rows[peer]["ratio"] = [ratios[len(ratios) // 4], statistics.median(ratios), ratios[-1 - len(ratios) // 4]]
-    return {
-        "workload": name,
-        "title": work.title,
-        "dtype": dtype,
-        "validation": validate,
-        "peers": rows,
-        "notes": notes,
-    }
+    found = {"title": work.title, "dtype": dtype, "validation": validate, "peers": rows}
+    return found | {"notes": notes, "errors": errors}
 
 
-def show(found: dict, console: Console) -> None:
+def versions() -> dict:
+    found = {"scratchcuda": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    if importlib.util.find_spec("jax") is not None:
+        found["jax"] = importlib.metadata.version("jax")
+    return found
+
+
+def show(found: dict) -> None:
+    from rich.console import Console  # only here: the peers serve gpu.py too, where there may be no rich
+    from rich.table import Table
+
+    console = Console()
     validation = "with validation" if found["validation"] else "without validation"
     table = Table("peer", "ms", "quartiles", "faster", "quartiles", "losses")
     for column in table.columns:
@@ -278,16 +303,12 @@ def main() -> None:
     torch.set_num_threads(1)
     # Read when JAX starts: one thread for it too.
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    versions = {"scratchcuda": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    if importlib.util.find_spec("jax") is not None:
-        versions["jax"] = importlib.metadata.version("jax")
-    console = Console()
-    result = {"device": device_name(torch.device("cpu")), "threads": 1, "versions": versions, "fits": []}
-    console.print(f"{result['device']}, {os.cpu_count()} cores, one thread, {versions}", highlight=False)
+    result = {"device": device_name(torch.device("cpu")), "threads": 1, "versions": versions(), "fits": []}
+    print(f"{result['device']}, {os.cpu_count()} cores, one thread, {result['versions']}")
     for name in arguments.workloads:
         for validate in (False, True):
-            found = measure(name, arguments.dtype, validate, arguments.rounds)
-            show(found, console)
+            found = {"workload": name} | measure(WORKLOADS[name], arguments.dtype, validate, arguments.rounds)
+            show(found)
             result["fits"].append(found)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -210,10 +210,11 @@ def fit_torch(
             batch = slice(start, start + batch_size)
             optimizer.zero_grad()
             loss = loss_f(net(x[batch]), y[batch])
-            steps.append(loss.item())
             loss.backward()
             optimizer.step()
-        losses.train.append(sum(steps) / len(steps))
+            steps.append(loss.detach())
+        found = torch.stack(steps).tolist()  # once an epoch: to read a loss is to wait for its device
+        losses.train.append(sum(found) / len(found))
         if valid is not None:
             with torch.no_grad():
                 losses.valid.append(loss_f(net(valid[0]), valid[1]).item())
