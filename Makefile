@@ -26,7 +26,7 @@ WORKLOAD ?= mlp
 
 try: $(READY)
 	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected one of dense, matmul, activations, softmax, losses, batch, sgd: make try KERNEL=dense'; exit 2; }
-	$(BIN)/python -m pytest -q tests/test_kernels.py -k $(KERNEL)
+	$(BIN)/python -m pytest -q tests/test_kernels.py --backend emulator -k $(KERNEL)
 	SCRATCHCUDA_BACKEND=emulator $(BIN)/scratchcuda compare $(WORKLOAD) --epochs 8
 
 CUDA_VENV     ?= .venv-cuda

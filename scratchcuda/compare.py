@@ -234,9 +234,10 @@ def device_name(device: torch.device) -> str:
 class Pair:
     """A network of torch.nn and ours with the same parameters, which both can be trained again from the start."""
 
-    def __init__(self, workload: Workload, device: str, dtype: torch.dtype, seed: int):
+    def __init__(self, workload: Workload, device: torch.device | str, dtype: torch.dtype, seed: int):
         torch.manual_seed(seed)
-        self.net = nn.Sequential(*workload.modules()).to(device, dtype)
+        with torch.device("cpu"):  # the same initial values on every device
+            self.net = nn.Sequential(*workload.modules()).to(device, dtype)
         self.start = [p.detach().clone() for p in self.net.parameters()]
         self.loss_f = workload.loss()
         arrays = (torch.as_tensor(array, device=device) for array in workload.data(seed))

@@ -1,5 +1,6 @@
-"""Backends, dtypes, seeds, and the paths of a fit, for all tests."""
+"""Backends, devices, dtypes, seeds, and the paths of a fit, for all tests."""
 
+import functools
 import os
 
 import hypothesis
@@ -7,27 +8,62 @@ import pytest
 import torch
 
 import scratchcuda
+from scratchcuda import _backend
+
+BACKENDS = ("tensor", "emulator", "kernels")
 
 hypothesis.settings.register_profile("scratchcuda", deadline=None, max_examples=60, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("scratchcuda")
 
 
-@pytest.fixture(autouse=True, params=["tensor", "emulator", "kernels"])
-def backend(request, monkeypatch):
-    """Every test runs on each backend that CPU tensors have, unless its mark names others.
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"run on this backend alone, of {', '.join(BACKENDS)}; several with commas, or by several options",
+    )
 
-    In this process, and in those that it starts.
+
+@functools.cache
+def kernels_unfit():
+    """Why no test can run on the CUDA kernels here; nothing if they can."""
+    return _backend.kernels_unfit(torch.device("cuda")) if torch.cuda.is_available() else "there is no GPU"
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def backend(request, monkeypatch):
+    """Every test runs on each backend that the machine has, unless its mark names others.
+
+    In this process, and in those that it starts. On the kernels, tensors are made on the GPU.
     """
+    if request.param == "kernels":
+        if kernels_unfit():
+            pytest.skip(kernels_unfit())
+        torch.set_default_device("cuda")
+        for name, value in vars(request.module).items():
+            if isinstance(value, torch.Tensor):  # made at import
+                monkeypatch.setattr(request.module, name, value.cuda())
     monkeypatch.setenv("SCRATCHCUDA_BACKEND", request.param)
     with scratchcuda.use_backend(request.param):
         yield request.param
 
 
 def pytest_collection_modifyitems(config, items):
+    asked = [name for names in config.getoption("--backend") for name in names.split(",")]
+    if unknown := set(asked).difference(BACKENDS):
+        raise pytest.UsageError(f"--backend is {unknown.pop()!r}, expected some of {', '.join(BACKENDS)}")
+
     def fits(item):
         params, mark = item.callspec.params, item.get_closest_marker("backends")
-        backends = ("tensor", "emulator") if mark is None else mark.args
-        return params["backend"] in backends
+        backend, backends = params["backend"], BACKENDS if mark is None else mark.args
+        if backend not in backends or (asked and backend not in asked):
+            return False
+        if backend == "kernels":
+            # Where they cannot run, the tests of nothing else are skipped, to say why.
+            return not params.get("_variant") and (backends == ("kernels",) or not kernels_unfit())
+        return True
 
     config.hook.pytest_deselected(items=[item for item in items if not fits(item)])
     items[:] = [item for item in items if fits(item)]
@@ -38,6 +74,7 @@ def _torch_as_it_starts():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import scratchcuda
@@ -18,12 +19,13 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["--epochs", "2", "--repeats", "1"]
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def compare(*arguments):
+    device = torch.get_default_device().type
+    return CliRunner().invoke(app, ["compare", "--device", device, *(str(argument) for argument in arguments)])
 
 
 def test_compare_prints_draws_and_writes(tmp_path):
-    result = run("compare", "slr", *QUICK, "--plot", tmp_path / "p.png", "--json", tmp_path / "c.json")
+    result = compare("slr", *QUICK, "--plot", tmp_path / "p.png", "--json", tmp_path / "c.json")
     assert result.exit_code == 0, result.output
     assert "They agree" in result.output
     assert "MAPE of predictions" in result.output
@@ -36,13 +38,13 @@ def test_compare_prints_draws_and_writes(tmp_path):
 
 def test_disagreement_is_exit_status_1(monkeypatch):
     monkeypatch.setattr(Tanh, "backward", lambda self, delta, a: -delta)
-    result = run("compare", "mlp", *QUICK)
+    result = compare("mlp", *QUICK)
     assert result.exit_code == 1
     assert "They disagree: the largest relative difference is" in result.output
 
 
 def test_divergence_is_said():
-    result = run("compare", "slr", "--epochs", 400, "--repeats", 1, "--lr", 1e9)
+    result = compare("slr", "--epochs", 400, "--repeats", 1, "--lr", 1e9)
     assert result.exit_code == 1
     assert "diverged" in result.output
 
@@ -61,7 +63,7 @@ def test_divergence_is_said():
     ],
 )
 def test_bad_options_are_exit_status_2(arguments, message):
-    result = run("compare", *arguments)
+    result = compare(*arguments)
     assert result.exit_code == 2
     assert message in result.output
 

@@ -18,7 +18,7 @@ from scratchcuda.metrics import mape
 )
 def test_printed_lines_equal_torch(name, line, seed, usual_path, capsys):
     work = WORKLOADS[name]
-    pair = Pair(work, "cpu", torch.float64, seed)
+    pair = Pair(work, torch.get_default_device(), torch.float64, seed)
     assert pair.prediction_mape() <= 1e-12
     options = work.epochs, work.lr, work.batch_size
     theirs = pair.fit_torch(*options)
@@ -45,7 +45,7 @@ def test_lines_without_validation_data(capsys):
 
 def test_manual_steps_as_in_the_documents():
     """__forward__ and update by hand, with predict and evaluate around them."""
-    pair = Pair(WORKLOADS["mlp"], "cpu", torch.float64, 0)
+    pair = Pair(WORKLOADS["mlp"], torch.get_default_device(), torch.float64, 0)
     model, x, y = pair.scratch, pair.x[:333], pair.y[:333]
     assert isinstance(model.layers[3].act_f, RelU)
     y_pred = model.__forward__(x)
@@ -62,7 +62,7 @@ def test_manual_steps_as_in_the_documents():
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_workload_agrees(workload, dtype, usual_path):
-    found = compare(workload, dtype=dtype, epochs=3, repeats=1)
+    found = compare(workload, device=torch.get_default_device().type, dtype=dtype, epochs=3, repeats=1)
     assert found.path == usual_path
     assert found.agrees, found.worst
     assert found.scratch.train[-1] != found.scratch.train[0]

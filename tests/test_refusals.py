@@ -15,7 +15,8 @@ X, Y = torch.randn(8, 5), torch.randn(8, 3)
 CLASSES = torch.arange(8) % 3
 
 
-def fit(model, x=X, y=Y, epochs=1, lr=0.1, batch_size=4, *valid, **options):
+def fit(model, x=None, y=None, epochs=1, lr=0.1, batch_size=4, *valid, **options):
+    x, y = (X if x is None else x), (Y if y is None else y)
     return model.fit(x, y, epochs, lr, batch_size, *valid, verbose=False, **options)
 
 
@@ -36,15 +37,15 @@ MODEL = {
     "empty valid": (lambda m: fit(m, X, Y, 1, 0.1, 4, X[:0], Y[:0]), ValueError, "x_valid is empty"),
     "empty evaluate": (lambda m: m.evaluate(X[:0], Y[:0]), ValueError, "x is empty"),
     "integers": (lambda m: fit(m, X.long()), TypeError, "x_train has dtype torch.int64, expected a floating-point"),
-    "integer array": (lambda m: fit(m, X.long().numpy()), TypeError, "x_train has dtype torch.int64"),
+    "integer array": (lambda m: fit(m, X.long().numpy(force=True)), TypeError, "x_train has dtype torch.int64"),
     "integer targets": (lambda m: fit(m, X, Y.int()), TypeError, "y_train has dtype torch.int32, expected a floating"),
     "complex": (lambda m: fit(m, X.cfloat()), TypeError, "x_train has dtype torch.complex64"),
     "dtype": (lambda m: fit(m, X.double()), TypeError, "x_train has dtype torch.float64, expected torch.float32"),
     "strings": (lambda m: fit(m, [["a"] * 5] * 8), TypeError, "x_train is list, expected a tensor, a NumPy array or"),
     "ragged": (lambda m: m.predict([[1.0] * 5, [1.0]]), TypeError, "x is list, expected a tensor"),
     "none": (lambda m: m.predict(None), TypeError, "x is NoneType, expected a tensor"),
-    "device": (lambda m: fit(m, X.to("meta")), ValueError, "x_train is on device meta, expected cpu"),
-    "device of y": (lambda m: fit(m, X, Y.to("meta")), ValueError, "y_train is on device meta, expected cpu"),
+    "device": (lambda m: fit(m, X.to("meta")), ValueError, "x_train is on device meta, expected (cpu|cuda:0)"),
+    "device of y": (lambda m: fit(m, X, Y.to("meta")), ValueError, "y_train is on device meta, expected (cpu|cuda:0)"),
     "lr nan": (lambda m: fit(m, lr=math.nan), ValueError, "lr is nan, expected a finite number of at least 0"),
     "lr inf": (lambda m: fit(m, lr=math.inf), ValueError, "lr is inf"),
     "lr negative": (lambda m: fit(m, lr=-0.1), ValueError, "lr is -0.1"),
@@ -92,7 +93,7 @@ MODEL = {
 @pytest.mark.parametrize("case", MODEL)
 def test_model_refuses(case):
     call, exception, message = MODEL[case]
-    model = mlp([5, 8, 3], Tanh, dtype=torch.float32).to("cpu")
+    model = mlp([5, 8, 3], Tanh, dtype=torch.float32).to(torch.get_default_device())
     fit(model)
     before, history = {name: p.clone() for name, p in model.state_dict().items()}, model.history
     with pytest.raises(exception, match=message):
@@ -117,7 +118,7 @@ def test_cross_entropy_refuses(y, exception, message):
     model = mlp([5, 8, 3], Tanh, loss_f=CrossEntropy(), dtype=torch.float32)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(exception, match=message):
-        fit(model, X, y)
+        fit(model, X, y.to(X.device))
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
@@ -143,7 +144,7 @@ V = torch.randn(8)
     ],
 )
 def test_regression_refuses(call, exception, message):
-    regression = SimpleLinearRegression(device="cpu")
+    regression = SimpleLinearRegression(device=torch.get_default_device())
     before = {name: p.clone() for name, p in regression.state_dict().items()}
     with pytest.raises(exception, match=message):
         call(regression)

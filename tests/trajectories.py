@@ -60,7 +60,7 @@ class TorchTwin:
 
 def batches(x, y, batch_size, epochs, generator=None):
     for _ in range(epochs):
-        order = torch.arange(len(y)) if generator is None else torch.randperm(len(y), generator=generator)
+        order = torch.arange(len(y)) if generator is None else torch.randperm(len(y), generator=generator, device="cpu")
         yield from zip(x[order].split(batch_size), y[order].split(batch_size), strict=True)
 
 
@@ -89,7 +89,7 @@ def assert_same_trajectory(
     twin = TorchTwin(model, lr, weight_decay)
 
     def order():
-        return torch.Generator().manual_seed(3) if shuffle else None
+        return torch.Generator("cpu").manual_seed(3) if shuffle else None
 
     theirs, ours = [], []
     for x_batch, y_batch in batches(x, y, batch_size, epochs, order()):
