@@ -31,7 +31,7 @@ from torch import nn
 from scratchcuda import _backend, use_backend
 from scratchcuda.compare import WORKLOADS, Workload
 
-GRAPH, JAX = "torch.nn, CUDA graph", "JAX, jit of the fit"
+GRAPH, JAX, OVERLAP = "torch.nn, CUDA graph", "JAX, jit of the fit", "scratchcuda, overlapping launches"
 
 #: What the model by hand assumes, in seconds, and in bytes and operations a second. Rates are of NVIDIA's data sheet of
 #: the H100 SXM: for ours without tensor cores (bfloat16 is summed in float32), for cuBLAS with them where it uses them.
@@ -136,6 +136,24 @@ def torch_graph(pair, work, validate) -> fit.Fit:
     return run
 
 
+def overlapping(pair, work, validate) -> fit.Fit:
+    """Ours, with launches that may begin while the one before them ends."""
+    if not pair.x.is_cuda or torch.cuda.get_device_capability() < (9, 0):
+        raise NotImplementedError("needs a GPU of compute capability 9.0")
+    from scratchcuda import _C
+
+    run = fit.scratchcuda(pair, work, validate)
+
+    def overlapped() -> fit.Losses:
+        _C.set_overlap(True)  # read when a launch is captured
+        try:
+            return run()
+        finally:
+            _C.set_overlap(False)
+
+    return overlapped
+
+
 def resized(work: Workload, rows: int, valid: int, **changes) -> Workload:
     """The workload on so many rows, its own repeated."""
 
@@ -154,8 +172,8 @@ def measure_fit(name: str, dtype: str, kind: str, device: str, rounds: int, dry:
     if kind == "steps":
         work = resized(work, (3 if dry else 200) * work.batch_size, 1, epochs=1)
     compiled = [] if name == "slr" or dry else ["torch.compile"]  # which takes longer than all else
-    every = fit.PEERS | {GRAPH: torch_graph}
-    peers = {peer: every[peer] for peer in ("torch.nn", "scratchcuda", GRAPH, *compiled, JAX)}
+    every = fit.PEERS | {GRAPH: torch_graph, OVERLAP: overlapping}
+    peers = {peer: every[peer] for peer in ("torch.nn", "scratchcuda", OVERLAP, GRAPH, *compiled, JAX)}
     found = fit.measure(work, dtype, validate, rounds, device, peers)
     steps = work.epochs * math.ceil(len(work.data(0)[0]) / work.batch_size)
     predicted = predict(work, steps, validate)

@@ -1,5 +1,6 @@
 """Each op of scratchcuda.ops under measurement: its least work, torch's way to do the same, and the clocks."""
 
+import functools
 import math
 import statistics
 import time
@@ -32,7 +33,8 @@ DRY_SIZES: dict[str, list[tuple[int, ...]]] = {"n": [(3,), (7,)], "mc": [(6, 10)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One op, or one use of it. Tensors are named by their dimensions; i is class indices (m,), p probabilities (m, c).
+    """One op, or one use of it. Tensors are named by their dimensions; i is class indices (m,), o an order of all rows
+    (m,), p probabilities (m, c).
 
     Attributes:
         dims: of its shape, a key of :data:`SIZES`.
@@ -54,19 +56,20 @@ class Kernel:
 
     def sizes(self, tensor: str, shape: tuple[int, ...]) -> list[int]:
         of = dict(zip(self.dims, shape, strict=True))
-        return [of[dim] for dim in {"i": "m", "p": "mc"}.get(tensor, tensor)]
+        return [of[dim] for dim in {"i": "m", "o": "m", "p": "mc"}.get(tensor, tensor)]
 
     def bytes(self, itemsize: int, shape: tuple[int, ...]) -> int:
         tensors = self.moved.split()
-        return sum(math.prod(self.sizes(tensor, shape)) * (8 if tensor == "i" else itemsize) for tensor in tensors)
+        return sum(math.prod(self.sizes(tensor, shape)) * (8 if tensor in "io" else itemsize) for tensor in tensors)
 
     def make(self, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
         """Random arguments."""
         made = []
         for tensor in self.arguments.split():
             sizes = self.sizes(tensor, shape)
-            if tensor == "i":
-                made.append(torch.randint(shape[1], sizes, device=device))
+            if tensor in "io":
+                made.append(torch.randint(shape[1], sizes, device=device) if tensor == "i" else torch.randperm(*sizes))
+                made[-1] = made[-1].to(device)
                 continue
             values = torch.randn(sizes, dtype=dtype, device=device)
             made.append(values.softmax(1) if tensor == "p" else values)
@@ -98,6 +101,20 @@ def torch_update(delta, x, w, b):
     return w.addmm_(x.mT, delta, alpha=-LR), b.add_(delta.sum(0), alpha=-LR)
 
 
+def take(x, y, order, x_batch, y_batch):
+    ops.take_batch_(x, y, order, first_step(x.device), len(x), x_batch, y_batch)
+    return x_batch, y_batch
+
+
+@functools.cache
+def first_step(device):
+    return torch.zeros((), dtype=torch.int64, device=device)
+
+
+def torch_take(x, y, order, x_batch, y_batch):
+    return torch.index_select(x, 0, order, out=x_batch), torch.index_select(y, 0, order, out=y_batch)
+
+
 def dense(activation):
     ways = (partial(way.dense, activation=activation) for way in (ops, tensor_ops))
     return Kernel("mkn", "mk kn n", "mk kn n mn", 2, lambda *shape: 1, *ways)
@@ -116,10 +133,12 @@ def gradient_launches(m, k, n):
     return 1 + (m >= 1024 and math.ceil(k / 32) * math.ceil(n / 32) <= 64)
 
 
+input_gradient = (partial(way.dense_backward_input, activation="relu") for way in (ops, tensor_ops))
 KERNELS = {
     "dense none": dense("none"),
     "dense relu": dense("relu"),
     "dense_backward_input": Kernel("mkn", "mn kn", "mn kn mk", 2),
+    "dense_backward_input relu": Kernel("mkn", "mn kn mk", "mn kn mk mk", 2, lambda *shape: 1, *input_gradient),
     "dense_backward_weights": Kernel("mkn", "mn mk", "mn mk kn n", 2, gradient_launches),
     "dense_update_": Kernel("mkn", "mn mk kn n", "mn mk kn kn n n", 2, gradient_launches, update, torch_update),
     "relu": Kernel("n", "n", "n n", 1),
@@ -134,6 +153,7 @@ KERNELS = {
     "softmax": Kernel("mc", "mc", "mc mc", 5),
     "softmax_backward": Kernel("mc", "mc mc", "mc mc mc", 4),
     "cross_entropy classes": Kernel("mc", "mc i", "mc i mc", 8, cross_entropy_launches),
+    "take_batch_": Kernel("mc", "mc o o mc o", "mc mc o o o", 0, ours=take, torchs=torch_take),
     "cross_entropy rows": Kernel("mc", "mc p", "mc p mc", 10, cross_entropy_launches),
 }
 

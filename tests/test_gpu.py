@@ -13,6 +13,7 @@ from scratchcuda import CrossEntropy, Softmax, Tanh, _emulator, _library, ops
 from scratchcuda.compare import WORKLOADS, Pair
 
 DEVICE = "cuda"
+CAN_OVERLAP = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 pytestmark = pytest.mark.backends("kernels")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -44,7 +45,8 @@ def test_gpu_minus_emulator(name, m, dtype, record_property):
     for theirs, ours in zip(emulated, computed, strict=True):
         assert (ours.device.type, ours.dtype, ours.stride()) == (DEVICE, theirs.dtype, theirs.stride())
         difference = ((ours.cpu().double() - theirs.double()).norm() / theirs.double().norm()).item()
-        record_property("difference", difference)
+        for key, value in (("kernel", name), ("dtype", dtype), ("difference", difference)):
+            record_property(key, value)
         # A few roundings on each of 1,500 summed terms, which are of both signs.
         assert difference <= 32 * torch.finfo(dtype).eps
 
@@ -155,7 +157,8 @@ def pair_options(workload):
     return WORKLOADS[workload]
 
 
-def test_nothing_waits_for_the_gpu_within_an_epoch():
+@pytest.mark.parametrize("plan", [True, False])
+def test_nothing_waits_for_the_gpu_within_an_epoch(plan):
     """However many steps an epoch has, the fit waits as often."""
     waits = []
     for batch_size in (20, 2):
@@ -165,11 +168,45 @@ def test_nothing_waits_for_the_gpu_within_an_epoch():
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                model.fit(x, y, 2, 0.1, batch_size, verbose=False)
+                model.fit(x, y, 2, 0.1, batch_size, plan=plan, verbose=False)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
     assert waits[0] == waits[1] > 0
+
+
+def test_a_graph_takes_the_memory_of_a_step():
+    """Activations once, two gradients of activations, and what the losses share out; no gradient of weights."""
+    sizes, m = [512, 2048, 1024, 10], 4096
+    model = mlp(sizes, Tanh, dtype=torch.float32)
+    x, y = torch.randn(2 * m, 512), torch.randn(2 * m, 10)
+    history = model.fit(x, y, 1, 1e-3, m, verbose=False)
+    fixed = 4 * m * (512 + 10) + 8 * 2 * m
+    floats = m * (sum(sizes[1:]) + 2048 + 1024)
+    assert history.path == "graph plan"
+    # torch takes memory for graphs in blocks of 2 MiB, and large ones of 20 MiB.
+    assert fixed < history.graph_bytes <= fixed + 4 * floats + 64 * 2**20
+
+
+@pytest.mark.skipif(not CAN_OVERLAP, reason="this architecture has no programmatic dependent launch")
+@pytest.mark.parametrize("workload", ["slr", "mlp", "digits"])
+def test_launches_that_overlap_give_the_same_bits(workload):
+    from scratchcuda import _C
+
+    found, work = [], WORKLOADS[workload]
+    for overlaps in (False, True):
+        pair = Pair(work, DEVICE, torch.float64, 0)  # whose graphs are its own
+        _C.set_overlap(overlaps)
+        try:
+            for _ in range(2):
+                found.append(pair.fit_scratch(8, work.lr, work.batch_size).step_loss)
+                found.append(pair.scratch.state_dict().values())
+                pair.reset()
+        finally:
+            _C.set_overlap(False)
+    for losses, parameters in zip(found[::2], found[1::2], strict=True):
+        assert losses == found[0]
+        assert all(map(torch.equal, parameters, found[1]))
 
 
 def test_class_indices_that_are_none_make_nan_and_leave_the_device_alone():

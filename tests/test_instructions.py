@@ -20,7 +20,6 @@ NAMES = re.findall(r"CASE\((\w.*)\)", SOURCE.read_text())
 DTYPES = {"__half": torch.float16, "__nv_bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 INTEGERS = {"char": torch.int8, "__half": torch.int16, "__nv_bfloat16": torch.int16}
 INTEGERS |= {"float": torch.int32, "double": torch.int64}
-LANE = torch.arange(32)
 same = functools.partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
@@ -84,36 +83,36 @@ def limits(kind):
 
 
 def shuffles(kind):
-    x = patterns(kind, 2, 32)
+    x, lane = patterns(kind, 2, 32), torch.arange(32)
     width, step = 2 ** torch.arange(6).view(-1, 1, 1), torch.arange(40).view(-1, 1) % 32
-    first = LANE - LANE % width
+    first = lane - lane % width
     ways = [
         first + step % width,
-        torch.where(LANE - step >= first, LANE - step, LANE),
-        torch.where(LANE + step < first + width, LANE + step, LANE),
-        torch.where(LANE ^ step < first + width, LANE ^ step, LANE),
+        torch.where(lane - step >= first, lane - step, lane),
+        torch.where(lane + step < first + width, lane + step, lane),
+        torch.where(lane ^ step < first + width, lane ^ step, lane),
     ]
     return x, x[:, torch.stack(ways, 2)].movedim(0, 3)
 
 
 def votes():
-    x = patterns("float", 2, 32)
+    x, lane = patterns("float", 2, 32), torch.arange(32)
     x = (x | 1) & ~2  # one bit on which all agree, and one that nobody has
-    bits = (x.long().unsqueeze(1) >> LANE.view(-1, 1) & 1) << LANE  # warp, bit, lane
+    bits = (x.long().unsqueeze(1) >> lane.view(-1, 1) & 1) << lane  # warp, bit, lane
     rounds = []
     for apart in 2 ** torch.arange(6):
-        together = (LANE % apart == LANE.view(-1, 1) % apart).long()
+        together = (lane % apart == lane.view(-1, 1) % apart).long()
         ballot = bits @ together
-        rounds.append(torch.stack([ballot, ballot != 0, ballot == together @ (1 << LANE)], 2))
+        rounds.append(torch.stack([ballot, ballot != 0, ballot == together @ (1 << lane)], 2))
     return x, torch.stack(rounds).movedim(1, 3).int()
 
 
 def reduced(kind, name):
     combine = {"Add": torch.add, "Maximum": torch.maximum}[name]
-    x = torch.randn(2, 32, dtype=DTYPES[kind])
+    x, lane = torch.randn(2, 32, dtype=DTYPES[kind]), torch.arange(32)
     warps = x
     for step in (16, 8, 4, 2, 1):
-        warps = combine(warps, warps[:, LANE ^ step])
+        warps = combine(warps, warps[:, lane ^ step])
     block = combine(warps[0], warps[1])
     return x.view(INTEGERS[kind]), torch.stack([block, block, *warps]).view(INTEGERS[kind])
 
@@ -123,8 +122,10 @@ KERNELS = {f.__name__: f for f in (copy, groups, pieces, packs, widened, narrowe
 
 @pytest.fixture(params=NAMES)
 def case(request):
+    """On the CPU, also where tests make their tensors on a GPU."""
     kernel, *arguments = re.findall(r"\w+", request.param)
-    return request.param, *KERNELS[kernel](*arguments)
+    with torch.device("cpu"):
+        return request.param, *KERNELS[kernel](*arguments)
 
 
 @pytest.fixture(scope="module")

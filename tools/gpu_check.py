@@ -84,11 +84,12 @@ class Check:
             cases = ET.parse(xml).getroot().findall(".//testcase") if xml.exists() else []
         bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
         skipped = sum(case.find("skipped") is not None for case in cases)
-        text = f"{len(cases) - len(bad) - skipped} passed, {len(bad)} failed, {skipped} skipped"
+        passed = len(cases) - len(bad) - skipped
+        text = f"{passed} passed, {len(bad)} failed, {skipped} skipped"
         if status not in (0, 1) or not cases:
             text += "; took too long" if status is None else f"; exit status {status}: {output.strip()[-200:]}"
         failed = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
-        return {"passed": status == 0, "text": text, "failed": failed} | differences(cases)
+        return {"passed": status == 0 and passed > 0, "text": text, "failed": failed} | differences(cases)
 
 
 def differences(cases: list[ET.Element]) -> dict:
