@@ -530,8 +530,20 @@ def test_activations_softmax_dense_of_more_than_16_dimensions_that_do_not_merge(
     check("dense_backward_weights", (x, x))
 
 
+@by_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", ELEMENTWISE)
+def test_dense_backward_input_of_the_activation_below(activation, layout, dtype):
+    """The bits of two kernels, one after the other."""
+    for m, n_in, n_out in ((40, 24, 16), (33, 19, 35)):
+        delta, w = dense_args(m, n_in, n_out, dtype, layout)["dense_backward_input"]
+        a = laid_out(rand(m, n_in, dtype=dtype), layout)
+        expected = kernel(f"{activation}_backward", kernel("dense_backward_input", delta, w), a)
+        assert torch.equal(kernel("dense_backward_input", delta, w, a, activation), expected)
+
+
 @pytest.mark.backends("emulator")
-def test_dense_activations_softmax_losses_sgd_run_on_the_stream_and_device_that_are_current():
+def test_dense_activations_softmax_losses_sgd_batch_run_on_the_stream_and_device_that_are_current():
     x, controls = torch.ones(3, 3), _emulator.current().controls
     controls.emulator_set_stream(7)
     controls.cudaSetDevice(1)
@@ -544,7 +556,11 @@ def test_dense_activations_softmax_losses_sgd_run_on_the_stream_and_device_that_
     kernel("mse", x, x)
     kernel("cross_entropy", x, x)
     kernel("sgd_update_", [x], [x.clone()], [], 0.1, 0.0, 0.0, 0.0, False, False, False)
-    assert [(launch.device, launch.stream) for launch in _emulator.launches()] == [(1, 7)] * (4 + 8 + 3)
+    step = torch.tensor(0)
+    kernel("take_batch_", x, x, torch.arange(3), step, 3, x.clone(), x.clone())
+    kernel("mse_step_", x, x, x[0], step)
+    kernel("cross_entropy_step_", x, x, x[0], step)
+    assert [(launch.device, launch.stream) for launch in _emulator.launches()] == [(1, 7)] * (4 + 8 + 6)
     _emulator.record(False)
     controls.cudaSetDevice(0)
     controls.emulator_set_stream(0)
@@ -615,6 +631,56 @@ def test_losses_bits_for_any_order_of_threads_and_blocks():
             _emulator.seed(seed)
             found.append(kernel(name, *args))
         assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))
+
+
+@by_dtype
+@pytest.mark.parametrize("name", ["mse", "cross_entropy"])
+def test_losses_of_a_step(name, dtype):
+    """The same loss and gradient, whether one block sums it or several; written to its place alone."""
+    for rows in (30, 3000):
+        args = rand(rows, 4, dtype=dtype), rand(rows, 4, dtype=dtype).softmax(1)
+        loss, gradient = kernel(name, *args)
+        for stride, place in ((1, 0), (3, 2), (3, 5), (1, 7)):
+            losses, step = rand(5 * stride, dtype=dtype), torch.tensor(place)
+            expected = losses.clone()
+            expected[::stride][place : place + 1] = loss
+            assert torch.equal(kernel(f"{name}_step_", *args, losses[::stride], step), gradient)
+            assert torch.equal(losses, expected)
+            assert step == place + 1
+
+
+@by_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("columns", [0, 1, 3, 8, 255, 1500])
+def test_batch(columns, layout, dtype):
+    """Rows are taken wherever they lie; with classes, and with rows of another width beside them."""
+    x = laid_out(rand(40, columns, dtype=dtype), layout)
+    order = torch.randperm(40).repeat_interleave(2)[::2]
+    for y in (torch.randint(9, (80,))[::2], laid_out(rand(40, 2, dtype=dtype), layout)):
+        for step, m in ((0, 1), (2, 17), (1, 0)):
+            batch = [torch.cat([data[:m].clone(), data.new_zeros(1, *data.shape[1:])])[:m] for data in (x, y)]
+            kernel("take_batch_", x, y, order, torch.tensor(step), 11, *batch)
+            rows = order[11 * step :][:m]
+            assert torch.equal(batch[0], x[rows])
+            assert torch.equal(batch[1], y[rows])
+
+
+def test_batch_reads_no_sample_that_is_none():
+    x, y = rand(5, 3), torch.arange(5)
+    order = torch.tensor([4, -1, 5, 0, 2**40])
+    for step, expected in ((0, [4, 9, 9, 0]), (1, [9] * 4), (2**40, [9] * 4), (-1, [9] * 4)):
+        x_batch, y_batch = torch.full((4, 3), 9.0, dtype=torch.float64), torch.full((4,), 9)
+        kernel("take_batch_", x, y, order, torch.tensor(step), 4, x_batch, y_batch)
+        assert y_batch.tolist() == expected
+        rows = [x[i] if i < 5 else torch.full((3,), 9.0, dtype=torch.float64) for i in expected]
+        assert torch.equal(x_batch, torch.stack(rows))
+
+
+def test_batch_offsets_beyond_32_bits():
+    x, order = far(3, 8).copy_(rand(3, 8)), torch.tensor([2, 0])
+    x_batch, y_batch = torch.empty(2, 8, dtype=x.dtype), torch.empty(2, dtype=torch.int64)
+    kernel("take_batch_", x, torch.arange(3), order, torch.tensor(0), 2, x_batch, y_batch)
+    assert torch.equal(x_batch, x[order])
 
 
 def test_losses_offsets_beyond_32_bits():
