@@ -275,24 +275,4 @@ cudaError_t run_unasked(int shared_bytes) {
     const cudaLaunchConfig_t config{{1}, {32}, size_t(shared_bytes), nullptr, nullptr, 0};
     return cudaLaunchKernelEx(&config, another, 0);
 }
-
-// To 16 bits and back, for comparison with torch.
-void convert(const float* values, int count, uint16_t* halves, uint16_t* bfloats) {
-    for (int i = 0; i < count; ++i) {
-        const __half half = __float2half_rn(values[i]);
-        const __nv_bfloat16 bfloat = __float2bfloat16_rn(values[i]);
-        std::memcpy(halves + i, &half, 2);
-        std::memcpy(bfloats + i, &bfloat, 2);
-    }
-}
-void convert_back(const uint16_t* bits, int count, float* from_half, float* from_bfloat) {
-    for (int i = 0; i < count; ++i) {
-        __half half;
-        __nv_bfloat16 bfloat;
-        std::memcpy(&half, bits + i, 2);
-        std::memcpy(&bfloat, bits + i, 2);
-        from_half[i] = __half2float(half);
-        from_bfloat[i] = __bfloat162float(bfloat);
-    }
-}
 }

@@ -167,27 +167,3 @@ def test_launches_are_recorded(library):
     library.cudaSetDevice(0)
     assert library.emulator_records().decode() == "1 0x1234 2,3,1 64,2,1 48 nothing\n"
     library.emulator_record(0)
-
-
-def test_16_bit_types_convert_as_torch(library):
-    """All 65,536 values to float, and floats around every midpoint between two of them back."""
-    bits = torch.arange(65536).to(torch.uint16)
-    halves, bfloats = torch.empty(65536), torch.empty(65536)
-    library.convert_back(*(ctypes.c_void_p(bits.data_ptr()), 65536), *pointers(halves, bfloats))
-    assert torch.equal(halves.nan_to_num(7), bits.view(torch.float16).float().nan_to_num(7))
-    assert torch.equal(bfloats.nan_to_num(7), bits.view(torch.bfloat16).float().nan_to_num(7))
-    for values, dtype in ((halves, torch.float16), (bfloats, torch.bfloat16)):
-        neighbour = torch.roll(values, -1)
-        middle = ((values.double() + neighbour.double()) / 2).float()
-        floats = torch.cat([middle, middle.nextafter(values), middle.nextafter(neighbour), torch.tensor([1e-45, 3e38])])
-        to_half, to_bfloat = (
-            torch.empty(len(floats), dtype=torch.float16),
-            torch.empty(len(floats), dtype=torch.bfloat16),
-        )
-        library.convert(*pointers(floats), len(floats), *pointers(to_half, to_bfloat))
-        ours = to_half if dtype == torch.float16 else to_bfloat
-        assert torch.equal(ours.nan_to_num(7), floats.to(dtype).nan_to_num(7))
-
-
-def pointers(*tensors):
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]

@@ -81,7 +81,7 @@ def test_ops_run_on_the_current_stream(name):
     late = on(DEVICE, args)
     sources = [tensor.clone() for tensor in tensors(late)]
     for tensor in tensors(late):
-        tensor.fill_(math.nan)
+        tensor.fill_(math.nan if tensor.is_floating_point() else 0)
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -1,0 +1,63 @@
+"""make gpu-check without a GPU: that it goes through its parts, says what it cannot do, and fails where one fails."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tools/gpu_check.py"
+pytestmark = pytest.mark.backends("tensor")
+
+
+def run(*arguments):
+    command = [sys.executable, TOOL, *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_dry_run_goes_through_all_parts(tmp_path):
+    found = run("--dry", "--out", tmp_path, "--only", "test_activations and rows and 255 and float32 or packs and double")
+    assert found.returncode == 0, found.stdout + found.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["device"] == "none: a dry run"
+    states = {name: part["passed"] for name, part in report["parts"].items()}
+    assert states == {"suite": True, "instructions": True, "bench": True} | dict.fromkeys(
+        ["build", "gpu", "memcheck", "racecheck"]
+    )
+    assert report["parts"]["bench"]["measured"]["dry"] is True
+    assert "A DRY RUN" in found.stdout
+    assert "$ " in (tmp_path / "log.txt").read_text()
+
+
+def test_a_failing_part_fails_the_check(tmp_path):
+    found = run("--dry", "instructions", "--out", tmp_path, "--only", "no test has this name")
+    assert found.returncode == 1
+    assert "instructions FAILED" in found.stdout.replace("  ", " ")
+    assert list(json.loads((tmp_path / "report.json").read_text())["parts"]) == ["instructions"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so():
+    found = run("gpu")
+    assert found.returncode == 1
+    assert "sees no GPU here" in found.stderr
+    assert "unknown part frobnicate, expected build, suite" in run("frobnicate").stderr
+
+
+def test_differences_are_the_largest_by_kernel_and_dtype():
+    spec = importlib.util.spec_from_file_location("gpu_check", TOOL)
+    gpu_check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu_check)
+
+    def case(kernel, dtype, difference):
+        properties = {"kernel": kernel, "dtype": dtype, "difference": difference}
+        lines = "".join(f'<property name="{key}" value="{value}"/>' for key, value in properties.items())
+        return gpu_check.ET.fromstring(f"<testcase><properties>{lines}</properties></testcase>")
+
+    cases = [case("relu", "float32", 0.0), case("relu", "float32", 1e-7), case("tanh", "float16", 1e-4)]
+    worst = {"relu": {"float32": 1e-7}, "tanh": {"float16": 1e-4}}
+    assert gpu_check.differences([*cases, gpu_check.ET.fromstring("<testcase/>")]) == {gpu_check.DIFFERENCES: worst}
