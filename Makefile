@@ -46,7 +46,7 @@ cuda-build:
 	$(CUDA_VENV)/bin/pytest -q tests/test_extension.py tests/test_gpu.py
 
 # Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.
-RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations)))) or (float16 and layouts and small) \
+RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations or batch)))) or (float16 and layouts and small) \
   or losses_bits or (sgd and rows and nesterov)
 
 sanitize: $(READY)
