@@ -16,6 +16,7 @@ What was captured knows addresses and numbers, and holds no parameter and no dat
 serves the next fit as well if all of these are the same.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -58,11 +59,9 @@ class GraphPlan(FitPath):
         self.network, self.x, self.y, self.valid = network, x, y, valid
         self.batch_size, self.lr, self.weight_decay = batch_size, lr, weight_decay
         self.units = _units(network)
-        stages = [
-            stage if isinstance(stage, str) else (_identity(stage.w), _identity(stage.b)) for stage in network.stages
-        ]
-        data = [_identity(tensor) for tensor in (x, y, *(valid or ()))]
-        key = (_backend.current, network.loss, *stages, *data, batch_size, lr, weight_decay)
+        units = [(unit.activation, unit.after, unit.product is None) for unit in self.units]
+        tensors = [_identity(tensor) for tensor in (*network.parameters, x, y, *(valid or ()))]
+        key = (_backend.current, network.loss, *units, *tensors, batch_size, lr, weight_decay)
         captured = _kept.pop(model, None)
         self.captured = captured if captured and captured.key == key else _Captured(key, x, y, batch_size)
         _kept[model] = self.captured
@@ -70,7 +69,8 @@ class GraphPlan(FitPath):
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        with torch.no_grad(), torch.cuda.device_of(self.x):
+        # Within a capture torch makes tensors of its own, which others could not write if they were of inference.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(self.x):
             yield
 
     def load(self, order: Tensor | None) -> None:
@@ -85,6 +85,7 @@ class GraphPlan(FitPath):
         try:
             for start in range(0, len(self.y), self.batch_size):
                 m = min(self.batch_size, len(self.y) - start)
+                self.last = None  # whose memory this step can have
                 self.last = m, self.captured.run(m, lambda m=m: self._train(m))  # type: ignore[misc]
                 done += 1
                 if stop.pending:
@@ -175,7 +176,7 @@ def _units(network: Network) -> list[_Unit]:
 
 def _identity(tensor: Tensor) -> Hashable:
     """All that a launch knows of a tensor."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg()
 
 
 class _Captured:
@@ -197,7 +198,10 @@ class _Captured:
             self.x, self.y = (
                 torch.empty(batch_size, *data.shape[1:], dtype=data.dtype, device=data.device) for data in (x, y)
             )
-        self.pool = torch.cuda.graph_pool_handle() if x.is_cuda else None
+        # Without torch's allocator, as under a sanitizer, no memory can be captured.
+        captures = x.is_cuda and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ
+        self.pool = torch.cuda.graph_pool_handle() if captures else None
+        self.stream = torch.cuda.Stream(x.device) if x.is_cuda else None  # torch's own is that of its first device
         self.warm: set[Hashable] = set()
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
 
@@ -207,9 +211,14 @@ class _Captured:
             self.warm.add(kind)
             return launches()
         if kind not in self.graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                outputs = launches()
+            graph, mode = torch.cuda.CUDAGraph(), "thread_local"
+            try:
+                # The outer context leaves the stream even where the end of a failed capture raises.
+                with torch.cuda.stream(self.stream), torch.cuda.graph(graph, self.pool, self.stream, mode):
+                    outputs = launches()
+            except BaseException:
+                self.key = None  # serves no other fit: its pool may be lost
+                raise
             self.graphs[kind] = graph, outputs
         graph, outputs = self.graphs[kind]
         graph.replay()

@@ -225,7 +225,8 @@ def take_batch_(
     Args:
         x: inputs (samples, n_in).
         y: targets (samples, n_out), or class indices (samples,) of int64.
-        order: numbers of samples (samples,), int64.
+        order: numbers of samples (samples,), int64. Where the kernels serve, rows of a step past its end, or of numbers
+            that are no sample's, are left as they are.
         step: the number of the step (), int64, at least 0.
         batch_size: samples of the steps before.
         x_batch, y_batch: for m samples, (m, n_in) and (m, n_out) or (m,), contiguous.

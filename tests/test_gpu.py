@@ -42,11 +42,13 @@ def test_gpu_minus_emulator(name, m, dtype, record_property):
     args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
     emulated = results(_emulator.current().ops, name, on("cpu", args))
     computed = results(torch.ops.scratchcuda, name, on(DEVICE, args))
+    differences = []
     for theirs, ours in zip(emulated, computed, strict=True):
         assert (ours.device.type, ours.dtype, ours.stride()) == (DEVICE, theirs.dtype, theirs.stride())
-        difference = ((ours.cpu().double() - theirs.double()).norm() / theirs.double().norm()).item()
-        for key, value in (("kernel", name), ("dtype", dtype), ("difference", difference)):
-            record_property(key, value)
+        differences.append(((ours.cpu().double() - theirs.double()).norm() / theirs.double().norm()).item())
+    for key, value in (("kernel", name), ("dtype", dtype), ("difference", max(differences))):
+        record_property(key, value)
+    for difference in differences:
         # A few roundings on each of 1,500 summed terms, which are of both signs.
         assert difference <= 32 * torch.finfo(dtype).eps
 
@@ -200,7 +202,7 @@ def test_launches_that_overlap_give_the_same_bits(workload):
         try:
             for _ in range(2):
                 found.append(pair.fit_scratch(8, work.lr, work.batch_size).step_loss)
-                found.append(pair.scratch.state_dict().values())
+                found.append([parameter.clone() for parameter in pair.scratch.state_dict().values()])
                 pair.reset()
         finally:
             _C.set_overlap(False)

@@ -87,7 +87,7 @@ def graphs(backend, monkeypatch):
     made, serving, init = [], ops.serving, graph_plan._Captured.__init__
 
     class Capture:
-        def __init__(self, graph, pool, capture_error_mode):
+        def __init__(self, graph, pool, stream, capture_error_mode):
             self.graph = graph
 
         def __enter__(self):
@@ -171,6 +171,7 @@ CHANGES = {
     "a parameter elsewhere": lambda model, x, y: [setattr(model.layers[-1], "w", model.layers[-1].w.clone()), {}][-1],
     "dtype": lambda model, x, y: [model.to(torch.float32), {"x": x.float(), "y": y.float()}][-1],
     "an activation": lambda model, x, y: [setattr(model.layers[1], "act_f", Sigmoid()), {}][-1],
+    "another fusion": lambda model, x, y: [setattr(model.layers[3], "act_f", model.layers.pop(4)), {}][-1],
     "the loss": lambda model, x, y: [setattr(model, "loss_f", CrossEntropy()), {"y": y.softmax(1)}][-1],
 }
 
@@ -185,6 +186,18 @@ def test_a_plan_serves_until_what_it_has_captured_changes(change, graphs):
     twin = copy.deepcopy(model)
     assert_same_bits(fit(model, **options), fit(twin, plan=False, **options))
     assert (graph_plan._kept[model] is kept) == (change in list(CHANGES)[:3])
+
+
+@pytest.mark.backends("emulator")
+def test_a_failed_capture_is_not_used_again(graphs, monkeypatch):
+    model, (x, y) = network("mse"), data("mse")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "graph", lambda *args, **options: [].pop())
+        with pytest.raises(IndexError):
+            fit(model, x, y)
+    failed, twin = graph_plan._kept[model], copy.deepcopy(model)
+    assert_same_bits(fit(model, x, y), fit(twin, x, y, plan=False))
+    assert graph_plan._kept[model] is not failed
 
 
 def test_nothing_is_kept_longer_than_its_model_and_copies_have_nothing():

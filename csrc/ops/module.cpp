@@ -69,9 +69,10 @@ PYBIND11_MODULE(_C, m) {
           "What each kernel takes of the current device, as the driver tells it: registers of a thread, its bytes of\n"
           "local memory, bytes of shared memory and threads of a block, blocks that fit on a multiprocessor, and the\n"
           "share of its threads that they make up. Raises RuntimeError where there is no device.");
-    m.def(
-        "set_tile", &scratchcuda_set_tile, py::arg("tile"),
-        "Take this block tile for all matrix products from here on: 0 small, 1 medium, 2 large, 3 thin, -1 by shape.");
+    m.def("set_tile", &scratchcuda_set_tile, py::arg("tile"),
+          "Take this block tile for all matrix products from here on: 0 small, 1 medium, 2 large, 3 thin, -1 by "
+          "shape.\nWhat has been captured stays as it is.");
     m.def("set_overlap", &scratchcuda_set_overlap, py::arg("overlaps"),
-          "Whether launches from here on may begin while the one before them ends, on a GPU that can (sm_90).");
+          "Whether launches from here on may begin while the one before them ends, on a GPU that can (sm_90). What has "
+          "been\ncaptured stays as it is.");
 }
