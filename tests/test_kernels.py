@@ -656,7 +656,7 @@ def test_batch(columns, layout, dtype):
     """Rows are taken wherever they lie; with classes, and with rows of another width beside them."""
     x = laid_out(rand(40, columns, dtype=dtype), layout)
     order = torch.randperm(40).repeat_interleave(2)[::2]
-    for y in (torch.randint(9, (80,))[::2], laid_out(rand(40, 2, dtype=dtype), layout)):
+    for y in (torch.randint(9, (80,))[::2], laid_out(rand(40, 300, dtype=dtype), layout)):
         for step, m in ((0, 1), (2, 17), (1, 0)):
             batch = [torch.cat([data[:m].clone(), data.new_zeros(1, *data.shape[1:])])[:m] for data in (x, y)]
             kernel("take_batch_", x, y, order, torch.tensor(step), 11, *batch)

@@ -160,6 +160,7 @@ def launches() -> dict[str, tuple[int, int]]:
     vector, matrix, other = torch.zeros(66), torch.zeros(2, 2, 2), torch.zeros(2, 1, 2).expand(2, 2, 2)
     for params, grads in ((vector[:1], vector[1:2]), (vector[:33], vector[33:]), ([matrix], [other])):
         ops.sgd_update_([*params], [*grads], [], 0.1, 0.0, 0.0, 0.0, False, False, False)
+    ops.take_batch_(x, x, torch.zeros(1).long(), torch.zeros(()).long(), 1, x.clone(), x.clone())
     found = _emulator.launches()
     _emulator.record(False)
     kernels = short(launch.kernel for launch in found)

@@ -69,7 +69,7 @@ MUTANTS = [
     ("losses.cu", "narrow<T>(scale * difference)", "narrow<T>(difference)"),
     ("losses.cu", "return difference * difference", "return difference"),
     ("losses.cu", "if (mse.packed && first + count <= length)", "if (mse.packed)"),
-    ("losses.cu", "i < min(first + count, length)", "i <= min(first + count, length)"),
+    ("losses.cu", "if (i >= length) break", "if (i > length) break"),
     ("losses.cu", "step ? (*step)++ : 0", "step ? *step : 0"),
     ("losses.cu", "if (at < length) loss", "loss"),
     ("losses.cu", "loss[at * stride]", "loss[at]"),

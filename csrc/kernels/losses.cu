@@ -105,7 +105,9 @@ __global__ void __launch_bounds__(block) mse_elements(const __grid_constant__ Ms
             *reinterpret_cast<Packed*>(mse.gradient + first) = g;
             continue;
         }
-        for (int64_t i = first; i < min(first + count, length); ++i) {
+        for (int e = 0; e < count; ++e) {
+            const int64_t i = first + e;
+            if (i >= length) break;
             int64_t at[3];
             mse.elements.offsets(i, at);
             sum += mse.take(mse.y_pred[at[0]], mse.y_true[at[1]], mse.gradient[at[2]]);
