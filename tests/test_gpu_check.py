@@ -48,11 +48,27 @@ def test_without_a_gpu_it_says_so():
     assert "unknown part frobnicate, expected build, suite" in run("frobnicate").stderr
 
 
-def test_differences_are_the_largest_by_kernel_and_dtype():
+@pytest.fixture
+def gpu_check():
     spec = importlib.util.spec_from_file_location("gpu_check", TOOL)
-    gpu_check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu_check)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def test_a_part_that_takes_too_long_is_stopped_and_tells_what_it_has_found(gpu_check, tmp_path, monkeypatch):
+    check = gpu_check.Check(tmp_path / "out", dry=True, select="", only="")
+    (tmp_path / "test_it.py").write_text("def test_one(): pass\ndef test_two(): import time; time.sleep(60)\n")
+    monkeypatch.setattr(gpu_check.Check, "seconds", lambda self, most: 6.0)
+    found = check.pytest(str(tmp_path / "test_it.py"), f"--confcutdir={tmp_path}", "-p", "tests.conftest")
+    assert not found["passed"]
+    assert "took too long" in found["text"]
+    assert "KeyboardInterrupt" in (tmp_path / "out/log.txt").read_text()
+    broken = gpu_check.timed(lambda check: 1 / 0, check)
+    assert (broken["passed"], broken["text"]) == (False, "ZeroDivisionError('division by zero')")
+
+
+def test_differences_are_the_largest_by_kernel_and_dtype(gpu_check):
     def case(kernel, dtype, difference):
         properties = {"kernel": kernel, "dtype": dtype, "difference": difference}
         lines = "".join(f'<property name="{key}" value="{value}"/>' for key, value in properties.items())
