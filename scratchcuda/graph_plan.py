@@ -28,7 +28,7 @@ from torch import Tensor
 
 from scratchcuda import _backend, ops
 from scratchcuda.layers import Dense
-from scratchcuda.network import Network, Product
+from scratchcuda.network import Network, Product, Task
 from scratchcuda.training import FitPath, HeldInterrupt
 
 
@@ -41,41 +41,30 @@ class _Unit(NamedTuple):
 
 
 class GraphPlan(FitPath):
-    """One fit of a network; arguments as of :func:`scratchcuda.plan.plan_of`."""
+    """One fit of a network; ``model`` is whose it is."""
 
     name = "graph plan"
 
-    def __init__(
-        self,
-        model: object,
-        network: Network,
-        x: Tensor,
-        y: Tensor,
-        batch_size: int,
-        lr: float,
-        weight_decay: float,
-        valid: tuple[Tensor, Tensor] | None,
-    ):
-        self.network, self.x, self.y, self.valid = network, x, y, valid
-        self.batch_size, self.lr, self.weight_decay = batch_size, lr, weight_decay
+    def __init__(self, model: object, network: Network, task: Task):
+        self.network, self.task = network, task
         self.units = _units(network)
         units = [(unit.activation, unit.after, unit.product is None) for unit in self.units]
-        tensors = [_identity(tensor) for tensor in (*network.parameters, x, y, *(valid or ()))]
-        key = (_backend.current, network.loss, *units, *tensors, batch_size, lr, weight_decay)
+        tensors = [_identity(tensor) for tensor in (*network.parameters, task.x, task.y, *(task.valid or ()))]
+        key = (_backend.current, network.loss, *units, *tensors, task.batch_size, task.lr, task.weight_decay)
         captured = _kept.pop(model, None)
-        self.captured = captured if captured and captured.key == key else _Captured(key, x, y, batch_size)
+        self.captured = captured if captured and captured.key == key else _Captured(key, task)
         _kept[model] = self.captured
         self.last: tuple[int, list[Tensor]] | None = None
 
     @contextmanager
     def mode(self) -> Iterator[None]:
         # Within a capture torch makes tensors of its own, which others could not write if they were of inference.
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(self.x):
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(self.task.x):
             yield
 
     def load(self, order: Tensor | None) -> None:
         if order is None:
-            torch.arange(len(self.y), out=self.captured.order)
+            torch.arange(len(self.task.y), out=self.captured.order)
         else:
             self.captured.order.copy_(order)
 
@@ -83,14 +72,14 @@ class GraphPlan(FitPath):
         done = 0
         self.captured.step.zero_()
         try:
-            for start in range(0, len(self.y), self.batch_size):
-                m = min(self.batch_size, len(self.y) - start)
+            for start in range(0, len(self.task.y), self.task.batch_size):
+                m = min(self.task.batch_size, len(self.task.y) - start)
                 self.last = None  # whose memory this step can have
                 self.last = m, self.captured.run(m, lambda m=m: self._train(m))  # type: ignore[misc]
                 done += 1
                 if stop.pending:
                     stop.check()
-            if self.valid is not None:
+            if self.task.valid is not None:
                 self.captured.run("validation", self._validate)
         finally:
             found = self.captured.losses.tolist()
@@ -118,8 +107,9 @@ class GraphPlan(FitPath):
 
     def _train(self, m: int) -> list[Tensor]:
         """The launches of a step on m samples; returns each unit's output."""
-        x, y = self.captured.x[:m], self.captured.y[:m]
-        ops.take_batch_(self.x, self.y, self.captured.order, self.captured.step, self.batch_size, x, y)
+        task, captured = self.task, self.captured
+        x, y = captured.x[:m], captured.y[:m]
+        ops.take_batch_(task.x, task.y, captured.order, captured.step, task.batch_size, x, y)
         outputs = list(self._forward(x))
         inputs = [x, *outputs]
         delta = self._loss(outputs[-1], y)
@@ -137,12 +127,12 @@ class GraphPlan(FitPath):
                 below = self.units[u - 1].activation
                 is_done = below != "softmax"
                 delta = ops.dense_backward_input(above, product.w, inputs[u], below if is_done else "none")
-            ops.dense_update_(above, inputs[u], product.w, product.b, self.lr, self.weight_decay)
+            ops.dense_update_(above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
         return outputs
 
     def _validate(self) -> list[Tensor]:
-        assert self.valid is not None
-        x, y = self.valid
+        assert self.task.valid is not None
+        x, y = self.task.valid
         y_pred = deque(self._forward(x), maxlen=1).pop()  # each output is forgotten once the next is there
         self._loss(y_pred, y)  # counted as one more step
         return []
@@ -189,8 +179,8 @@ class _Captured:
         x, y: the batch.
     """
 
-    def __init__(self, key: Hashable, x: Tensor, y: Tensor, batch_size: int):
-        self.key = key
+    def __init__(self, key: Hashable, task: Task):
+        self.key, x, y, batch_size = key, task.x, task.y, task.batch_size
         with torch.inference_mode(False):  # or they could not be written in another fit
             self.order = torch.empty(len(y), dtype=torch.int64, device=x.device)
             self.step = torch.zeros((), dtype=torch.int64, device=x.device)

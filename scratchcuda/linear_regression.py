@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
-from scratchcuda.network import Network, Product
+from scratchcuda.network import Network, Product, Task
 from scratchcuda.parameters import Parameters
 from scratchcuda.plan import plan_of
 from scratchcuda.training import FitPath, GeneralPath, History, run
@@ -131,7 +131,8 @@ class SimpleLinearRegression(Parameters):
         elif original(self):
             network = Network([Product(self.w.unsqueeze(-1), self.b)], "mse", [], (1, 1))
             columns = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
-            path = plan_of(self, network, x.unsqueeze(-1), y.unsqueeze(-1), batch_size, lr, weight_decay, columns)
+            task = Task(x.unsqueeze(-1), y.unsqueeze(-1), batch_size, lr, weight_decay, columns)
+            path = plan_of(self, network, task)
         if isinstance(path, str):
             path = GeneralPath(path, step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
         return run(self, path, epochs, y, shuffle, generator, valid is not None, _print if verbose else None)

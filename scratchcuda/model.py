@@ -13,7 +13,7 @@ from scratchcuda._patching import original, replaceable
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense, InputLayer
 from scratchcuda.losses import MSE, CrossEntropy, Losses
-from scratchcuda.network import Network, network_of
+from scratchcuda.network import Network, Task, network_of
 from scratchcuda.parameters import Parameters
 from scratchcuda.plan import plan_of
 from scratchcuda.training import GeneralPath, History, run
@@ -287,9 +287,8 @@ class Model(Parameters):
             network = "asked for"
         elif original(self):
             network = network_of(self.layers, self.loss_f, (self.n_in, self.n_out))
-        path = (
-            network if isinstance(network, str) else plan_of(self, network, x, y, batch_size, lr, weight_decay, valid)
-        )
+        task = Task(x, y, batch_size, lr, weight_decay, valid)
+        path = network if isinstance(network, str) else plan_of(self, network, task)
         if isinstance(path, str):
             path = GeneralPath(path, step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
         return run(self, path, epochs, y, shuffle, generator, valid is not None, _print if verbose else None)

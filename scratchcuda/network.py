@@ -1,4 +1,4 @@
-"""A network as plans see it: products, and the names of activations between them."""
+"""What plans see: a network as products with the names of activations between them, and what it is trained on."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,6 +66,25 @@ class Network:
         if not matrices or any(left[1] != right[0] for left, right in pairwise(widths)):
             return "parameters of sizes that do not follow on one another"
         return ""
+
+
+@dataclass
+class Task:
+    """What a network is trained on, and how.
+
+    Attributes:
+        x: (samples, features).
+        y: targets (samples, n_out), or class indices (samples,).
+        batch_size, lr, weight_decay: as in Model.fit.
+        valid: the same pair of tensors for validation, or None.
+    """
+
+    x: Tensor
+    y: Tensor
+    batch_size: int
+    lr: float
+    weight_decay: float
+    valid: tuple[Tensor, Tensor] | None
 
 
 def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int]) -> Network | str:

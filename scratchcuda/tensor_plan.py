@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from scratchcuda.layers import Dense
-from scratchcuda.network import Network, Product
+from scratchcuda.network import Network, Product, Task
 from scratchcuda.training import FitPath, HeldInterrupt
 
 aten = torch.ops.aten
@@ -37,34 +37,18 @@ CHUNK_BYTES = 512 * 1024
 
 
 class TensorPlan(FitPath):
-    """One fit of a network.
-
-    Args:
-        network: what to train.
-        x: (samples, features).
-        y: targets (samples, n_out), or class indices (samples,).
-        batch_size, lr, weight_decay: as in Model.fit.
-        valid: the same pair of tensors for validation, or None.
-    """
+    """One fit of a network."""
 
     name = "tensor plan"
 
-    def __init__(
-        self,
-        network: Network,
-        x: Tensor,
-        y: Tensor,
-        batch_size: int,
-        lr: float,
-        weight_decay: float,
-        valid: tuple[Tensor, Tensor] | None,
-    ):
-        self.network, self.x, self.y, self.batch_size = network, x, y, batch_size
+    def __init__(self, network: Network, task: Task):
+        self.network, self.task = network, task
+        x, y, batch_size, valid = task.x, task.y, task.batch_size, task.valid
         self.products = network.products
         with torch.inference_mode():
             # weights (n_in + 1, n_out): the bias is the last row
             self.weights = [torch.cat([product.w, product.b.unsqueeze(0)]) for product in self.products]
-            self.steps = {m: _Step(self, m, lr, weight_decay) for m in _sizes(len(y), batch_size)}
+            self.steps = {m: _Step(self, m, task.lr, task.weight_decay) for m in _sizes(len(y), batch_size)}
             self.losses = x.new_zeros(-(-len(y) // batch_size))
             self.chunks: list[Block] = []
             if valid is not None:
@@ -79,8 +63,8 @@ class TensorPlan(FitPath):
         return torch.inference_mode()
 
     def load(self, order: Tensor | None) -> None:
-        x, y = (self.x, self.y) if order is None else (self.x[order], self.y[order])
-        self.batches = _blocks(x, y, self.batch_size, self.steps, self.losses)
+        x, y = (self.task.x, self.task.y) if order is None else (self.task.x[order], self.task.y[order])
+        self.batches = _blocks(x, y, self.task.batch_size, self.steps, self.losses)
 
     def epoch(self, stop: HeldInterrupt, losses: list[float]) -> None:
         finished = 0
