@@ -232,7 +232,8 @@ def take_batch_(
         x_batch, y_batch: for m samples, (m, n_in) and (m, n_out) or (m,), contiguous.
     """
     for name, samples, batch in (("x", x, x_batch), ("y", y, y_batch)):
-        if not (isinstance(samples, Tensor) and samples.dtype == torch.int64 and name == "y"):
+        _checks.tensor(name, samples)
+        if not (name == "y" and samples.dtype == torch.int64 and samples.dim() == 1):  # class indices
             _checks.floating(name, samples)
         _checks.on_device(name, samples, "x", x.device)
         _checks.alike(f"{name}_batch", batch, name, samples)
@@ -245,7 +246,8 @@ def take_batch_(
     _index("order", order, x, 1)
     _index("step", step, x, 0)
     batch_size = _checks.positive_int("batch_size", batch_size)
-    _checks.apart({"x_batch": [x_batch], "y_batch": [y_batch]}, {"x": [x], "y": [y]})
+    read = {"x": [x], "y": [y], "order": [order], "step": [step]}
+    _checks.apart({"x_batch": [x_batch], "y_batch": [y_batch]}, read)
     with torch.no_grad():
         serving("take_batch_", x, y, x_batch, y_batch)(x, y, order, step, batch_size, x_batch, y_batch)
     _written(x_batch, y_batch)

@@ -45,6 +45,9 @@ REFUSALS = [
     ("take_batch_", (X, X, ORDER, STEP, 0, X2, X2.clone()), "batch_size is 0, expected a positive integer"),
     ("take_batch_", (X, X, ORDER[None], STEP, 2, X2, X2.clone()), r"order has shape \(1, 4\), expected \(samples,\)"),
     ("take_batch_", (X.long(), X, ORDER, STEP, 2, X2.long(), X2), "x has dtype torch.int64"),
+    ("take_batch_", (ORDER, X, ORDER, STEP, 2, ORDER[:2], X2), "x has dtype torch.int64"),
+    ("take_batch_", (X, X.long(), ORDER, STEP, 2, X2, X2.long()), "y has dtype torch.int64"),
+    ("take_batch_", (X, ORDER.clone(), ORDER, STEP, 2, X2, ORDER[:2]), "shares memory with"),
     ("take_batch_", (X, X[None], ORDER, STEP, 2, X2, X2), r"y has shape \(1, 4, 5\), expected one or two dimensions"),
     (
         "take_batch_",

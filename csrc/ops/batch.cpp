@@ -4,12 +4,12 @@
 namespace scratchcuda::ops {
 namespace {
 
-// Of one batch, `batch` (m, ...), of samples `all` (samples, ...).
+// Of one batch, `batch` (m, ...), of samples `all` (samples, ...), which may be class indices if they are y.
 void check_part(const std::string& name, const stable::Tensor& all, const stable::Tensor& batch,
-                const stable::Tensor& like) {
-    check_device(name, all, like, "x");
-    const bool index = all.dim() == 1 && all.scalar_type() == ScalarType::Long;
-    if (!index) check_dtype(name, all);
+                const stable::Tensor& x) {
+    check_device(name, all, x, "x");
+    const bool classes = name == "y" && all.dim() == 1 && all.scalar_type() == ScalarType::Long;
+    if (!classes) check_dtype(name, all);
     if (all.dim() != 1 && all.dim() != 2)
         refuse(name, " has shape ", text(all.sizes()), ", expected one or two dimensions");
     const std::string batch_name = name + "_batch";
@@ -36,7 +36,12 @@ void take_batch_(const stable::Tensor& x, const stable::Tensor& y, const stable:
         refuse("y_batch has ", y_batch.size(0), " rows, expected ", x_batch.size(0), " as x_batch");
     }
     if (batch_size < 1) refuse("batch_size is ", batch_size, ", expected a positive integer");
-    check_apart({{"x", x, false}, {"y", y, false}, {"x_batch", x_batch, true}, {"y_batch", y_batch, true}});
+    check_apart({{"x", x, false},
+                 {"y", y, false},
+                 {"order", order, false},
+                 {"step", step, false},
+                 {"x_batch", x_batch, true},
+                 {"y_batch", y_batch, true}});
     check_here("x", x);
     launched("take_batch_", take_batch(view(x), view(y), view(order), view(step), batch_size, view(x_batch),
                                        view(y_batch), guard.stream));
