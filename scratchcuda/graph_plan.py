@@ -20,6 +20,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -75,7 +76,7 @@ class GraphPlan(FitPath):
             for start in range(0, len(self.task.y), self.task.batch_size):
                 m = min(self.task.batch_size, len(self.task.y) - start)
                 self.last = None  # whose memory this step can have
-                self.last = m, self.captured.run(m, lambda m=m: self._train(m))  # type: ignore[misc]
+                self.last = m, self.captured.run(m, partial(self._train, m))
                 done += 1
                 if stop.pending:
                     stop.check()
@@ -191,7 +192,7 @@ class _Captured:
         # Without torch's allocator, as under a sanitizer, no memory can be captured.
         captures = x.is_cuda and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ
         self.pool = torch.cuda.graph_pool_handle() if captures else None
-        self.stream = torch.cuda.Stream(x.device) if x.is_cuda else None  # torch's own is that of its first device
+        self.stream = torch.cuda.Stream(x.device) if captures else None  # torch's own is that of its first device
         self.warm: set[Hashable] = set()
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
 

@@ -57,7 +57,7 @@ stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::T
         refuse("a is None, expected the outputs of ", activation);
     }
     check_here("delta", delta);
-    const auto rows = operand(delta), outputs = operand(a.value_or(delta));
+    const auto rows = operand(delta), outputs = a ? operand(*a) : rows;
     const Tensor a_view = view(outputs);
     auto dx = empty(delta, sizes);
     launched("dense_backward_input", scratchcuda::dense_backward_input(view(rows), view(w), a ? &a_view : nullptr, f,
