@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from scratchcuda import _library
+from scratchcuda import _emulator, _library, ops
 from scratchcuda.compare import WORKLOADS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -92,6 +93,28 @@ def test_counts_by_hand():
         "torch's step": (5 + 2) + (2 + 2 + 3 * 3 - 1 + 1) + 1,
         "torch's validation": 5 + 2,
     }
+
+
+@pytest.mark.backends("emulator")
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("mse", [(8192,), (8193,)]),
+        ("cross_entropy classes", [(32, 512), (33, 512), (1, 513), (2, 513)]),
+        ("dense_update_", [(1023, 8, 5), (1024, 8, 5), (1024, 257, 257)]),
+        ("dense_backward_weights", [(1024, 8, 5)]),
+        ("take_batch_", [(9, 3)]),
+        ("dense_backward_input relu", [(9, 8, 5)]),
+    ],
+)
+def test_launches_are_those_of_the_emulator(name, shapes):
+    kernel = kernels.KERNELS[name]
+    for shape in shapes:
+        arguments = kernel.make(shape, torch.float32, "cpu")
+        _emulator.record(True)
+        (kernel.ours or getattr(ops, name.split()[0]))(*arguments)
+        assert len(_emulator.launches()) == kernel.launches(*shape), shape
+        _emulator.record(False)
 
 
 def test_bars():
