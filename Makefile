@@ -3,6 +3,7 @@
 # make lint    ruff, clang-format, mypy
 # make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
 # make cuda-build   the CUDA extension from nothing, beside a CUDA torch in an environment of its own, and its tests
+# make install-check   install in every way and circumstance that is known to go wrong elsewhere, in fresh environments
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 # make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
 # make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
@@ -14,7 +15,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test try cuda-build sanitize mutants kernel-report gpu-check lint format bench clean
+.PHONY: demo test try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -34,25 +35,32 @@ CUDA_TORCH    ?= torch==2.11.0
 # As TORCH_CUDA_ARCH_LIST: ARCHITECTURES="9.0+PTX"; all that are known, if empty.
 ARCHITECTURES ?=
 
-cuda-build:
-	rm -rf $(CUDA_VENV) build
+cuda-build: $(CUDA_VENV)/.ready
+	rm -rf build
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='$(ARCHITECTURES)' $(CUDA_VENV)/bin/pip install -v --no-build-isolation --no-deps \
+	  --target build/cuda . > $(CUDA_VENV)/build.log 2>&1 || { cat $(CUDA_VENV)/build.log; exit 1; }
+	@grep -o 'scratchcuda: building .*' $(CUDA_VENV)/build.log
+	PYTHONPATH=build/cuda $(CUDA_VENV)/bin/pytest -q tests/test_extension.py tests/test_gpu.py
+
+install-check: $(READY) $(CUDA_VENV)/.ready
+	CUDA_VENV=$(CUDA_VENV) $(BIN)/python -m pytest -m slow tests/test_install.py $(ARGS)
+
+# A CUDA build of torch and what tests need, without this package.
+$(CUDA_VENV)/.ready: constraints.txt
 	$(PYTHON) -m venv $(CUDA_VENV)
 	sed '/^torch==/d' constraints.txt > $(CUDA_VENV)/constraints.txt
 	$(CUDA_VENV)/bin/pip install -q --disable-pip-version-check -c $(CUDA_VENV)/constraints.txt '$(CUDA_TORCH)' \
-	  'setuptools>=77,<82' ninja pybind11 nvidia-cuda-cuobjdump pytest hypothesis scikit-learn
-	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='$(ARCHITECTURES)' $(CUDA_VENV)/bin/pip install --no-build-isolation --no-deps -v . \
-	  > $(CUDA_VENV)/build.log 2>&1 || { cat $(CUDA_VENV)/build.log; exit 1; }
-	@grep -o 'scratchcuda._C: built .*' $(CUDA_VENV)/build.log
-	$(CUDA_VENV)/bin/pytest -q tests/test_extension.py tests/test_gpu.py
+	  'setuptools>=77,<82' nvidia-cuda-cuobjdump pytest hypothesis scikit-learn
+	@touch $@
 
 # Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.
 RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations or batch)))) or (float16 and layouts and small) \
   or losses_bits or (sgd and rows and nesterov)
 
 sanitize: $(READY)
-	variables=$$($(BIN)/python -W ignore -m scratchcuda._build address) && env $$variables \
+	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator address) && env $$variables \
 	  $(BIN)/python -m pytest -s -q tests/test_kernels.py $(ARGS)
-	variables=$$($(BIN)/python -W ignore -m scratchcuda._build thread) && env $$variables \
+	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator thread) && env $$variables \
 	  $(BIN)/python -m pytest -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
 
 # Reports go to OUT; PARTS="build gpu" runs some of them, ARGS=--dry goes through it without a GPU.

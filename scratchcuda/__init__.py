@@ -1,5 +1,13 @@
 """Neural networks trained from scratch, step by step as torch.nn trains them."""
 
+from scratchcuda._build import toolchain
+from scratchcuda._build.library import BuildError
+
+try:
+    toolchain.torch()
+except BuildError as error:
+    raise ImportError(f"scratchcuda cannot be imported: {error}") from None
+
 from scratchcuda import metrics, ops
 from scratchcuda._backend import use_backend
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, RelU, Sigmoid, Softmax, Tanh

@@ -4,7 +4,11 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say how to install it."""
+    """Run the command line, or say how to install it. The doctor comes without."""
+    if sys.argv[1:2] == ["doctor"] and set(sys.argv[2:]) <= {"--json"}:
+        from scratchcuda import doctor
+
+        sys.exit(doctor.run("--json" in sys.argv))
     try:
         from scratchcuda.cli import app
     except ModuleNotFoundError as error:

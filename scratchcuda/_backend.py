@@ -1,11 +1,13 @@
 """What serves the ops: their twins in tensor operations, the CUDA kernels, or the emulator."""
 
 import functools
-import importlib
-import json
+import importlib.util
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from scratchcuda import _emulator, tensor_ops
+from scratchcuda._build import extension, toolchain
+from scratchcuda._build.library import BuildError
 
 BACKENDS = ("auto", "tensor", "kernels", "emulator")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -26,8 +30,12 @@ def _checked(source: str, name: str) -> str:
     return name
 
 
+#: What the environment asks of an installation, and so the backend to begin with where it names none.
+_ASKED = "tensor" if os.environ.get("SCRATCHCUDA_NO_CUDA") == "1" else "auto"
+_ASKED = "kernels" if os.environ.get("FORCE_CUDA") == "1" else _ASKED
+
 #: The backend in use. One module attribute, which torch.compile guards.
-current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or "auto")
+current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or _ASKED)
 
 
 class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
@@ -35,12 +43,13 @@ class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
 
     Args:
         name: "auto" (the CUDA kernels for CUDA tensors, torch's tensor operations for all others, and for CUDA
-            tensors too, with a warning, if there is no usable build of the kernels), "tensor" (torch's tensor
-            operations, on any device), "kernels" (as "auto", but without a usable build CUDA tensors raise
-            RuntimeError) or "emulator" (the CUDA kernels' sources compiled for the CPU; CPU tensors only, much
+            tensors too, with a warning, if there is no usable build of the kernels and none can be made), "tensor"
+            (torch's tensor operations, on any device), "kernels" (as "auto", but without the kernels CUDA tensors
+            raise RuntimeError) or "emulator" (the CUDA kernels' sources compiled for the CPU; CPU tensors only, much
             slower, and stricter than a GPU).
 
-    The environment variable ``SCRATCHCUDA_BACKEND`` names the one to begin with, read once, at import.
+    The environment variable ``SCRATCHCUDA_BACKEND`` names the one to begin with, read once, at import. Without it
+    ``FORCE_CUDA=1`` means "kernels", and ``SCRATCHCUDA_NO_CUDA=1`` means "tensor".
     """
 
     def __init__(self, name: str):
@@ -58,45 +67,64 @@ class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
         current = self._previous
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
 def kernels_missing() -> str:
-    """Loads the CUDA kernels, once. Returns why they cannot be used, and the cure; nothing if they can."""
-    cure = "build them beside a CUDA build of torch: pip install --no-build-isolation ."
-    built = sorted(Path(__file__).parent.glob("_C*.so"))
-    if not built:
-        return f"scratchcuda was installed without its CUDA kernels; {cure}"
+    """Loads the CUDA kernels, once: those installed, or else those of the cache, built now if they have to be.
+
+    Returns why they cannot be used, and the cure; nothing if they can.
+    """
+    with _lock:
+        return _missing()
+
+
+@functools.cache
+def _missing() -> str:
+    library = extension.installed()
+    fault = extension.misfit(library) or load(library)
+    if not fault:
+        return ""
+    aside = f"{library} is set aside: {fault}" if library.exists() else ""
     try:
-        importlib.import_module("scratchcuda._C")
+        recipe = extension.recipe()
+        if aside:
+            recipe = recipe._replace(title=f"{recipe.title}, because {aside}")
+        return load(recipe.built())
+    except BuildError as error:
+        return f"{aside}; {error}" if aside else str(error)
+
+
+def load(library: Path) -> str:
+    """Makes it ``scratchcuda._C``. Returns why it cannot be; nothing if it can."""
+    loader = ExtensionFileLoader("scratchcuda._C", os.fspath(library))
+    try:
+        spec = ModuleSpec(loader.name, loader, origin=loader.path)
+        spec.has_location = True
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
     except ImportError as error:
-        made, facts = "", Path(__file__).with_name("_C.json")
-        if facts.exists():
-            made = ", built for torch {torch}, CUDA {cuda}, Python {python},".format(**json.loads(facts.read_text()))
-        return f"{built[0].name}{made} does not load beside torch {torch.__version__} ({error}); {cure}"
+        return f"{library.name} does not load beside torch {torch.__version__} ({error})"
+    sys.modules[loader.name] = module
     return ""
 
 
 @functools.cache
 def kernels_unfit(device: torch.device) -> str:
     """Why the CUDA kernels cannot be used on this device, and the cure; nothing if they can."""
+    card = torch.cuda.get_device_capability(device)
+    name = f"{torch.cuda.get_device_name(device)}, which has compute capability {card[0]}.{card[1]}"
+    if card < toolchain.ARCHITECTURES[0]:
+        least = "{}.{}".format(*toolchain.ARCHITECTURES[0])
+        return f"the kernels do not run on {name}, less than {least}; SCRATCHCUDA_BACKEND=tensor asks for none"
     if reason := kernels_missing():
         return reason
     from scratchcuda import _C  # type: ignore[attr-defined]
 
-    major, minor = torch.cuda.get_device_capability(device)
     architectures = _C.build_facts()["architectures"]
-    if any(_runs(architecture, major, minor) for architecture in architectures):
+    if any(extension.runs(architecture, card) for architecture in architectures):
         return ""
-    return (
-        f"the kernels were built for {', '.join(architectures)}, not for {torch.cuda.get_device_name(device)}; "
-        f'TORCH_CUDA_ARCH_LIST="{major}.{minor}" pip install --no-build-isolation --force-reinstall --no-deps .'
-    )
-
-
-def _runs(architecture: str, major: int, minor: int) -> bool:
-    """Binaries (sm_) run on later minor versions too, PTX (compute_) on all later ones, with a letter on none other."""
-    kind, number = architecture.split("_")
-    built, here = int(number.rstrip("af")), 10 * major + minor
-    return built == here or (built < here and number.isdecimal() and (kind == "compute" or built // 10 == major))
+    return f"the kernels were built for {', '.join(architectures)}, not for {name}; unset TORCH_CUDA_ARCH_LIST"
 
 
 def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:

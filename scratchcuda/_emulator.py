@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scratchcuda import _build, _library
+from scratchcuda import _library
+from scratchcuda._build import emulator as _build
 
 #: Block tiles of the matrix product, as in csrc/kernels/launchers.h.
 TILES = {"automatic": -1, "small": 0, "medium": 1, "large": 2, "thin": 3}
@@ -59,8 +60,8 @@ def _usual() -> Emulator:
 
 def load(variants: Iterable[str]) -> Emulator:
     variants = sorted(set(variants))
-    path = _build.emulator(variants)
-    namespace = _build.emulator_namespace(variants)
+    path = _build.build(variants)
+    namespace = _build.namespace(variants)
     _library.define(namespace)
     return Emulator(getattr(torch.ops, namespace), controls(path))  # loading the library registers its kernels
 

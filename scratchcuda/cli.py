@@ -1,4 +1,4 @@
-"""The command line: ``scratchcuda compare``."""
+"""The command line: ``scratchcuda compare`` and ``scratchcuda doctor``."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from scratchcuda import __version__
+from scratchcuda import __version__, doctor
 from scratchcuda.compare import Comparison, compare
 
 mpl.use("agg")
@@ -121,6 +121,17 @@ def compare_command(
         console.print(f"JSON: {json_file}")
     if not found.agrees:
         raise typer.Exit(1)
+
+
+@app.command("doctor")
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what is here to run and build the kernels with, what serves CUDA and CPU tensors and why, and what to type.
+
+    Exit status 1 if CUDA was asked for, with FORCE_CUDA=1 or SCRATCHCUDA_BACKEND=kernels, and cannot work.
+    """
+    raise typer.Exit(doctor.run(as_json))
 
 
 def show(found: Comparison, console: Console) -> None:

@@ -1,9 +1,7 @@
 """Which backend serves an op, and the emulator's build."""
 
-import json
 import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from types import SimpleNamespace
 
 import pytest
@@ -211,7 +209,7 @@ def test_an_update_bumps_versions(update, backend_in_use, request):
             "name is 'cuda', expected one of auto, tensor, kernels, em",
         ),
         (lambda: ops.tanh(torch.zeros(1).to(torch.float8_e4m3fn)), TypeError, "expected float64, fl"),
-        (lambda: _build.emulator(["sm_60"]), ValueError, "variant is 'sm_60', expected one of sm_75, fma"),
+        (lambda: _build.emulator.build(["sm_60"]), ValueError, "variant is 'sm_60', expected one of sm_75, fma"),
     ],
 )
 def test_refusals(call, exception, message):
@@ -273,102 +271,3 @@ def test_the_environment_is_checked_at_import(monkeypatch):
     monkeypatch.setenv("SCRATCHCUDA_BACKEND", "gpu")
     done = subprocess.run([sys.executable, "-c", "import scratchcuda"], capture_output=True, text=True, check=False)
     assert "ValueError: SCRATCHCUDA_BACKEND is 'gpu', expected one of auto, tensor, kernels, emulator" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("CXX", "no-such-compiler", "needs the compiler no-such-compiler: install g"),
-        ("CXX", "false", "the emulator's compiler false does not run"),
-        ("SCRATCHCUDA_CACHE", __file__, "set SCRATCHCUDA_CACHE"),
-    ],
-)
-def test_a_build_that_cannot_be_says_why(name, value, message, monkeypatch):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(RuntimeError, match=message):
-        _build.emulator()
-
-
-def test_a_build_is_made_once_and_anew_for_other_sources(tmp_path, monkeypatch):
-    monkeypatch.setenv("SCRATCHCUDA_CACHE", str(tmp_path / "a cache"))
-    broken = tmp_path / "more.cu"
-    broken.write_text("#error broken on purpose")
-    compiled = []
-    monkeypatch.setattr(_build, "_run", compiled.append)
-    monkeypatch.setattr(_build.os, "replace", lambda source, target: open(target, "w").close())
-    assert _build.emulator() == _build.emulator()
-    once = len(compiled)
-    assert _build.emulator(extra=[broken]) != _build.emulator(["fma"])
-    assert len(compiled) == 3 * once + 1 - len(_build.op_sources())
-    monkeypatch.undo()
-    monkeypatch.setenv("SCRATCHCUDA_CACHE", str(tmp_path / "a cache"))
-    broken.write_text("#error broken on purpose, again")
-    with pytest.raises(RuntimeError, match=r"does not compile: (?s:.*)broken on purpose"):
-        _build.emulator(extra=[broken])
-    assert not list((tmp_path / "a cache").glob("tmp*"))
-
-
-def test_sources_are_found_beside_the_package_and_within(tmp_path, monkeypatch):
-    assert (_build.csrc() / "kernels/dense.cu").exists()
-    for place in (tmp_path / "csrc", tmp_path / "scratchcuda/csrc"):
-        (place / "kernels").mkdir(parents=True)
-        monkeypatch.setattr(_build, "_PACKAGE", tmp_path / "scratchcuda")
-        assert _build.csrc() == place
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A folder in place of the package's, for its binaries."""
-    monkeypatch.setattr(_backend, "__file__", str(tmp_path / "_backend.py"))
-    monkeypatch.setattr(scratchcuda, "__path__", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "scratchcuda._C", raising=False)
-    _backend.kernels_missing.cache_clear()
-    yield tmp_path
-    _backend.kernels_missing.cache_clear()
-
-
-CURE = "build them beside a CUDA build of torch: pip install --no-build-isolation ."
-
-
-def test_no_build_is_a_reason(package):
-    assert _backend.kernels_missing() == f"scratchcuda was installed without its CUDA kernels; {CURE}"
-
-
-@pytest.mark.parametrize("facts", [True, False])
-def test_a_build_that_does_not_load_is_a_reason(package, facts):
-    """It names what it was built for, from the facts that lie beside it."""
-    binary = package / f"_C{EXTENSION_SUFFIXES[0]}"
-    binary.write_text("no library")
-    if facts:
-        (package / "_C.json").write_text(json.dumps({"torch": "2.99.0", "cuda": "19.0", "python": "3.99.1"}))
-    reason = _backend.kernels_missing()
-    made = ", built for torch 2.99.0, CUDA 19.0, Python 3.99.1," if facts else ""
-    assert reason.startswith(f"{binary.name}{made} does not load beside torch {torch.__version__} (")
-    assert reason.endswith(f"); {CURE}")
-
-
-@pytest.mark.parametrize(
-    ("architectures", "capability", "fits"),
-    [
-        (["sm_90"], (9, 0), True),
-        (["sm_90"], (8, 9), False),
-        (["sm_80"], (8, 9), True),
-        (["sm_89"], (8, 6), False),
-        (["sm_80", "sm_90"], (12, 0), False),
-        (["sm_80", "compute_80"], (12, 0), True),
-        (["compute_120"], (9, 0), False),
-        (["sm_90a"], (9, 0), True),
-        (["sm_100a", "compute_100a"], (10, 3), False),
-    ],
-)
-def test_a_build_for_other_devices_is_a_reason(architectures, capability, fits, monkeypatch):
-    """Binaries run on later minor versions, PTX on all later ones, and what ends in a letter on its own alone."""
-    module = SimpleNamespace(build_facts=lambda: {"architectures": architectures})
-    monkeypatch.setitem(sys.modules, "scratchcuda._C", module)
-    monkeypatch.setattr(scratchcuda, "_C", module, raising=False)
-    monkeypatch.setattr(_backend, "kernels_missing", lambda: "")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
-    reason = _backend.kernels_unfit.__wrapped__(torch.device("cuda:0"))
-    told = f"the kernels were built for {', '.join(architectures)}, not for a card; TORCH_CUDA_ARCH_LIST="
-    assert reason.startswith(told) if not fits else reason == ""

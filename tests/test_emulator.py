@@ -24,7 +24,7 @@ print(ctypes.CDLL(sys.argv[1]).run_fault(sys.argv[2].encode(), out, 256, 0))
 
 @pytest.fixture(scope="module")
 def library():
-    return _emulator.controls(_build.emulator(extra=[FAULTS]))
+    return _emulator.controls(_build.emulator.build(extra=[FAULTS]))
 
 
 def run(library, name, cooperative=False):
@@ -97,10 +97,10 @@ def test_orders_are_shuffled(library, name):
     ],
 )
 def test_sanitizers_see_what_the_emulator_cannot(variant, name, report):
-    path = _build.emulator([variant], [FAULTS])
+    path = _build.emulator.build([variant], [FAULTS])
     done = subprocess.run(
         [sys.executable, "-c", RUN, path, name],
-        env=os.environ | _build.sanitizer_environment(variant),
+        env=os.environ | _build.emulator.sanitizer_environment(variant),
         capture_output=True,
         text=True,
         check=False,

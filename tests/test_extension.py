@@ -12,23 +12,27 @@ from raw_refusals import DELTA, REFUSALS, B, G, W, X, refuses
 
 import scratchcuda
 from scratchcuda import _backend, _library, tensor_ops
+from scratchcuda._build import extension
 
 pytestmark = [
     pytest.mark.backends("tensor"),
-    pytest.mark.skipif(bool(_backend.kernels_missing()), reason=_backend.kernels_missing() or "-"),
+    pytest.mark.skipif(
+        bool(extension.misfit(extension.installed())), reason="the package has no CUDA kernels that fit"
+    ),
 ]
 
 
 @pytest.fixture
-def extension():
+def built():
+    assert _backend.kernels_missing() == ""
     from scratchcuda import _C
 
     return _C
 
 
-def test_build_facts(extension):
-    facts = extension.build_facts()
-    assert facts == json.loads(Path(extension.__file__).with_name("_C.json").read_text())
+def test_build_facts(built):
+    facts = built.build_facts()
+    assert facts == json.loads(Path(built.__file__).with_suffix(".json").read_text())
     assert facts["version"] == scratchcuda.__version__
     assert facts["cuda"].split(".")[0] == torch.version.cuda.split(".")[0]
 
@@ -37,18 +41,17 @@ CUOBJDUMP = next((tool for entry in sys.path for tool in Path(entry).glob("nvidi
 
 
 @pytest.mark.skipif(not CUOBJDUMP, reason="there is no cuobjdump: pip install nvidia-cuda-cuobjdump")
-def test_architectures_are_those_reported(extension):
+def test_architectures_are_those_reported(built):
     found = {
-        kind: set(
-            re.findall(r"\.sm_(\d+)\.", subprocess.check_output([CUOBJDUMP, option, extension.__file__], text=True))
-        )
+        kind: set(re.findall(r"\.sm_(\d+)\.", subprocess.check_output([CUOBJDUMP, option, built.__file__], text=True)))
         for kind, option in (("binary", "--list-elf"), ("ptx", "--list-ptx"))
     }
-    reported = extension.build_facts()["architectures"]
+    reported = built.build_facts()["architectures"]
     assert found["binary"] == {arch.removeprefix("sm_") for arch in reported if arch.startswith("sm_")}
     assert found["ptx"] == {arch.removeprefix("compute_") for arch in reported if arch.startswith("compute_")}
 
 
+@pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("name", _library.SCHEMAS)
 def test_every_op_has_a_cuda_kernel_and_keeps_its_schema_and_twin(name):
     op = getattr(torch.ops.scratchcuda, name).default
@@ -73,6 +76,6 @@ def test_cpu_tensors_are_refused(name):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_resources_are_the_drivers_to_tell(extension):
+def test_resources_are_the_drivers_to_tell(built):
     with pytest.raises(RuntimeError, match="cudaError"):
-        extension.kernel_resources()
+        built.kernel_resources()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from scratchcuda import _build
+from scratchcuda._build import toolchain
 
 SOURCE = Path(__file__).with_name("instructions.cu")
 NAMES = re.findall(r"CASE\((\w.*)\)", SOURCE.read_text())
@@ -130,20 +131,21 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def emulator():
-    return ctypes.CDLL(_build.emulator(extra=[SOURCE]))
+    return ctypes.CDLL(_build.emulator.build(extra=[SOURCE]))
 
 
 @pytest.fixture(scope="module")
 def cuda(tmp_path_factory):
     """What nvcc makes of it, for the GPU, or without one for an old and a new architecture."""
-    if (toolkit := _build.toolkit()) is None:
+    nvcc = next((kit.nvcc for kit in toolchain.toolkits() if not kit.fault), None)
+    if nvcc is None:
         pytest.skip("there is no nvcc")
     library = tmp_path_factory.mktemp("cuda") / "instructions.so"
     available = torch.cuda.is_available()
     architectures = ["{}{}".format(*torch.cuda.get_device_capability())] if available else ["75", "90"]
     codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     flags = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", *codes]
-    subprocess.run([toolkit / "bin/nvcc", *flags, "-o", library, SOURCE], check=True)
+    subprocess.run([nvcc, *flags, "-o", library, SOURCE], check=True)
     return ctypes.CDLL(library)
 
 

@@ -33,7 +33,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # no installation is needed
 
-from scratchcuda import _build  # noqa: E402
+from scratchcuda._build import toolchain  # noqa: E402
 
 DIFFERENCES = "GPU minus emulator, relative by norm"
 #: Seconds that all of it may take, and each part.
@@ -128,7 +128,7 @@ def build(check: Check) -> dict:
     status, output = check.run(command, BUILD_SECONDS, **variables)
     # Here, so that not every part builds one.
     check.run([sys.executable, "-c", "from scratchcuda import _emulator; _emulator.current()"], BUILD_SECONDS)
-    built = [line for line in output.splitlines() if line.startswith("scratchcuda._C: built")]
+    built = [line for line in output.splitlines() if line.startswith("scratchcuda: building the CUDA kernels")]
     return {"passed": status == 0, "text": "".join(built) or output.strip()[-200:] or "took too long"}
 
 
@@ -146,8 +146,8 @@ def gpu(check: Check) -> dict:
 
 def sanitizer(tool: str) -> Callable[[Check], dict]:
     def part(check: Check) -> dict:
-        home = _build.toolkit()
-        found = shutil.which("compute-sanitizer") or (home and shutil.which("compute-sanitizer", path=home / "bin"))
+        folders = [os.environ.get("PATH", os.defpath), *(str(kit.nvcc.parent) for kit in toolchain.toolkits())]
+        found = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
         if check.dry or not found:
             return {"passed": None, "text": "no GPU" if check.dry else "there is no compute-sanitizer"}
         # Each tensor has an allocation of its own, so that an access beside it is seen.

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchcuda import _build
+from scratchcuda._build import toolchain
 
 KERNELS = Path(__file__).parents[1] / "csrc" / "kernels"
 ARCHITECTURES = {"sm_80": 164, "sm_90": 228}  # with the KiB of shared memory of a multiprocessor
@@ -56,8 +56,9 @@ class Resources(NamedTuple):
 
 def toolkit(tool: str = "nvcc") -> str | None:
     """A tool of the CUDA toolkit. What is on PATH is no first choice: it may be a wrapper, apart from the others."""
-    pip = (str(folder) for entry in sys.path for folder in Path(entry).glob("nvidia/*/bin"))
-    folders = [f"{_build.toolkit()}/bin", os.environ.get("PATH", os.defpath), *pip]
+    whole = (kit.nvcc.parent for kit in toolchain.toolkits() if not kit.fault)
+    pip = (folder / "bin" for folder in toolchain.pypi_folders())
+    folders = [*map(str, whole), os.environ.get("PATH", os.defpath), *map(str, pip)]
     return shutil.which(tool, path=os.pathsep.join(folders))
 
 

@@ -15,7 +15,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scratchcuda import _build
+from scratchcuda._build.emulator import sanitizer_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
@@ -124,7 +124,7 @@ BUILDS = {"": [], "sm_75": [], "address": [], "thread": ["-k", "float32 and (lay
 
 def fails(folder: str, build: str) -> bool:
     """Whether a kernel test fails in this build of the sources in the folder."""
-    special = _build.sanitizer_environment(build) if build in ("address", "thread") else {"SCRATCHCUDA_EMULATOR": build}
+    special = sanitizer_environment(build) if build in ("address", "thread") else {"SCRATCHCUDA_EMULATOR": build}
     environment = os.environ | special | {"PYTHONPATH": folder, "SCRATCHCUDA_CACHE": f"{folder}/cache"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "tests/test_kernels.py", "--backend", "emulator"]
     command += BUILDS[build]

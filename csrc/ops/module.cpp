@@ -8,7 +8,6 @@
 #include <string>
 
 #include "../kernels/launch.cuh"
-#include "build_facts.h"
 
 extern "C" void scratchcuda_set_tile(int32_t tile);
 extern "C" void scratchcuda_set_overlap(bool overlaps);
@@ -63,7 +62,7 @@ py::list kernel_resources() {
 
 PYBIND11_MODULE(_C, m) {
     m.def(
-        "build_facts", [] { return py::module_::import("json").attr("loads")(build_facts); },
+        "build_facts", [] { return py::module_::import("json").attr("loads")(BUILD_FACTS); },
         "How this library was built: versions of scratchcuda, torch, CUDA, compiler and Python, and architectures.");
     m.def("kernel_resources", &kernel_resources,
           "What each kernel takes of the current device, as the driver tells it: registers of a thread, its bytes of\n"

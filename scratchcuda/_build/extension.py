@@ -1,0 +1,108 @@
+"""The CUDA extension ``_C``: its sources, flags and architectures; and whether one that was built fits."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from . import toolchain
+from .library import PACKAGE, BuildError, Library, csrc, digest, headers, kernel_sources, op_sources
+
+_OP_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DUSE_CUDA"]
+_NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+def recipe() -> Library:
+    """How to build it here. Raises BuildError if it cannot be built."""
+    if os.environ.get("SCRATCHCUDA_NO_CUDA") == "1":
+        raise BuildError("SCRATCHCUDA_NO_CUDA is set", "unset SCRATCHCUDA_NO_CUDA")
+    torch = toolchain.torch()
+    if torch.cuda is None:
+        raise BuildError(f"torch {torch.version} is built without CUDA", "pip install --force-reinstall torch")
+    cxx = toolchain.host_compiler()
+    kit = toolchain.toolkit(torch.cuda)
+    python = Path(sysconfig.get_path("include"))
+    if not (python / "Python.h").exists():
+        cause = f"there is no {python / 'Python.h'}"
+        raise BuildError(cause, f"sudo apt install python3.{sys.version_info.minor}-dev")
+    facts = {
+        "version": re.search(r'__version__ = "(.*)"', (PACKAGE / "__init__.py").read_text())[1],  # type: ignore[index]
+        "torch": torch.version,
+        "cuda": kit.version,
+        "architectures": toolchain.codes(kit.nvcc, cards()),
+        "compiler": toolchain.text(cxx[0], "--version").splitlines()[0],
+        "python": platform.python_version(),
+        "sources": sources_digest(),
+    }
+    cuda = [word for folder in kit.includes for word in ("-isystem", str(folder))]  # nvcc wants two words
+    generate = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in facts["architectures"]]
+    gxx = [word for word in cxx if shutil.which(word)][-1]  # of "ccache g++", g++
+    kernels = [str(kit.nvcc), *_NVCC_FLAGS, "-ccbin", gxx, *generate, *cuda]
+    ops = [*cxx, *_OP_FLAGS, f"-isystem{torch.folder / 'include'}", *cuda]
+    told = f'-DBUILD_FACTS=R"facts({json.dumps(facts)})facts"'
+    calls = [[*kernels, str(path)] for path in kernel_sources()]
+    calls += [[*ops, *toolchain.STABLE_FLAGS, str(path)] for path in op_sources()]
+    calls += [[*ops, told, f"-isystem{python}", str(csrc() / "ops/module.cpp")]]  # with torch's own copy of pybind11
+    link = [gxx, f"-L{torch.folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", str(_runtime(kit))]
+    identity = repr([facts["torch"], facts["cuda"], facts["compiler"], facts["python"], platform.machine()])
+    return Library("kernels", f"the CUDA kernels ({', '.join(facts['architectures'])})", identity, calls, link, facts)
+
+
+def cards() -> list[tuple[int, int]]:
+    """The compute capabilities of the cards that are visible, as far as the kernels can run on them."""
+    import torch
+
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return sorted(card for card in found if card >= toolchain.ARCHITECTURES[0])
+
+
+def sources_digest() -> str:
+    """Of all that goes into the extension."""
+    paths = [*kernel_sources(), *sorted((csrc() / "ops").glob("*.cpp"))]
+    return digest(headers(), *(path.read_bytes() for path in paths))
+
+
+def _runtime(kit: toolchain.Toolkit) -> Path:
+    """CUDA's runtime, which is torch's own if that is PyPI's: it has no libcudart.so without a version."""
+    name, top = f"libcudart.so.{kit.version.split('.')[0]}", kit.nvcc.parents[1]
+    folders = [folder / "lib" for folder in toolchain.pypi_folders()]
+    folders += [top / "lib64", top / "lib", *top.glob("targets/*/lib")]
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    raise BuildError(f"there is no {name}", f"pip install 'cuda-toolkit[cudart]=={kit.version}.*'")
+
+
+def installed() -> Path:
+    """Where setup.py puts the extension, whether it is there or not."""
+    return PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def misfit(library: Path) -> str:
+    """Why this build of the extension cannot be used with the torch, the sources and the cards here, if so.
+
+    It is not loaded for that: one that is loaded cannot be replaced.
+    """
+    facts_file = library.with_suffix(".json")
+    if not library.exists() or not facts_file.exists():
+        return "it was not built" if not library.exists() else f"{facts_file.name} is missing beside it"
+    facts, cuda = json.loads(facts_file.read_text()), toolchain.torch().cuda or "none"
+    if facts["cuda"].split(".")[0] != cuda.split(".")[0]:
+        return f"it was built for CUDA {facts['cuda']}, torch has {cuda}"
+    if facts["sources"] != sources_digest():
+        return f"it was built from other sources than those in {csrc()}"
+    for card in cards():
+        if not any(runs(architecture, card) for architecture in facts["architectures"]):
+            return f"it was built for {', '.join(facts['architectures'])}, not for compute capability {card[0]}.{card[1]}"
+    return ""
+
+
+def runs(architecture: str, card: tuple[int, int]) -> bool:
+    """Binaries (sm_) run on later minor versions too, PTX (compute_) on all later ones, with a letter on none other."""
+    kind, number = architecture.split("_")
+    built, here = int(number.rstrip("af")), 10 * card[0] + card[1]
+    return built == here or (built < here and number.isdecimal() and (kind == "compute" or built // 10 == card[0]))

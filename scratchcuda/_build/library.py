@@ -1,0 +1,175 @@
+"""A shared library as a list of compiler calls; built so that interruptions and rivals do no harm, and cached."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).resolve().parents[1]
+_JOB_BYTES = 2**30  # a compiler takes a quarter of it
+
+
+class BuildError(RuntimeError):
+    """Why something cannot be built, and a command that cures it."""
+
+    def __init__(self, cause: str, cure: str):
+        super().__init__(f"{cause}; {cure}")
+        self.cause, self.cure = cause, cure
+
+
+class Library(NamedTuple):
+    """The compiler calls that make one shared library.
+
+    Attributes:
+        name: of its files in the cache.
+        title: what it is, to people.
+        identity: what decides about the result besides the calls and the sources: versions.
+        calls: for each source, which comes last, its call but for the output.
+        link: the call that links, but for objects and output.
+        facts: to be written beside it, into a JSON file of its name.
+    """
+
+    name: str
+    title: str
+    identity: str
+    calls: list[list[str]]
+    link: list[str]
+    facts: dict | None = None
+
+    def cached(self) -> Path:
+        """Where it lies in the cache once it is built: elsewhere for other sources, calls or versions."""
+        sources = (Path(call[-1]).read_bytes() for call in self.calls)
+        return cache() / f"{self.name}-{digest(self.identity, repr([self.calls, self.link]), headers(), *sources)}.so"
+
+    def make(self, folder: Path, library: Path) -> None:
+        """Build it, with a line on stderr that says so.
+
+        Objects are kept in the folder. Those that are there from before, of the same source and call, are used again:
+        an edit compiles one file, and a build that was interrupted goes on where it ended.
+        """
+        common = headers()
+
+        def compiled(call: list[str]) -> Path:
+            source = Path(call[-1])
+            made_of = digest(self.identity, repr(call), source.read_bytes(), common)
+            object_ = folder / f"{source.stem}-{made_of}.o"
+            if not object_.exists():
+                _run([*call, "-c"], object_)
+            return object_
+
+        begin = time.monotonic()
+        print(f"scratchcuda: building {self.title} ...", end=" ", file=sys.stderr, flush=True)
+        try:
+            for place in (folder, library.parent):
+                place.mkdir(parents=True, exist_ok=True)
+            for part in [*folder.glob("*.o.*.part"), *library.parent.glob(f"{library.name}.*.part")]:
+                part.unlink()  # of a build that was killed
+            with ThreadPoolExecutor(jobs()) as pool:
+                objects = list(pool.map(compiled, self.calls))
+            if self.facts:
+                library.with_suffix(".json").write_text(json.dumps(self.facts, indent=2))
+            _run([self.link[0], "-shared", *map(str, objects), *self.link[1:]], library)
+            for old in set(folder.glob("*.o")).difference(objects):
+                old.unlink()
+        except BaseException:
+            print("failed", file=sys.stderr)
+            raise
+        print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr)
+
+    def built(self) -> Path:
+        """Where it lies in the cache. It is built first if it does not; of several processes, by one of them."""
+        from filelock import FileLock, Timeout  # it comes with torch
+
+        library = self.cached()
+        try:
+            if not library.exists():
+                cache().mkdir(parents=True, exist_ok=True)
+                lock = FileLock(cache() / "lock")  # the system's: a process that is killed leaves none behind
+                try:
+                    held = lock.acquire(timeout=0)
+                except Timeout:
+                    print(f"scratchcuda: waiting for another process that builds in {cache()}", file=sys.stderr)
+                    held = lock.acquire()
+                with held:
+                    if not library.exists():
+                        self.make(cache() / self.name, library)
+        except (OSError, NotImplementedError) as error:
+            cure = "set SCRATCHCUDA_CACHE to a folder that can be written"
+            raise BuildError(f"{self.title} cannot be kept in {cache()} ({error})", cure) from None
+        return library
+
+
+def digest(*parts: str | bytes) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+    return whole.hexdigest()[:16]
+
+
+def _run(call: list[str], output: Path) -> None:
+    """The compiler's output appears whole, or not at all."""
+    part = output.with_name(f"{output.name}.{os.getpid()}.part")
+    command = [*call, "-o", str(part)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        cure = "see the compiler's own words above"
+        if "unsupported GNU version" in done.stderr:
+            cure = "name an older one in CXX, as in CXX=g++-14"
+        raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}", cure)
+    os.replace(part, output)
+
+
+def csrc() -> Path:
+    """The C++ sources: within the package where it is installed, beside it in a checkout."""
+    within = PACKAGE / "csrc"
+    return within if within.is_dir() else PACKAGE.parent / "csrc"
+
+
+def headers() -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(csrc().glob("*/*.*h")))
+
+
+def cache() -> Path:
+    """Where built libraries are kept: ``SCRATCHCUDA_CACHE``, or scratchcuda's folder in the user's cache."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SCRATCHCUDA_CACHE") or Path(user, "scratchcuda")).absolute()
+
+
+def jobs() -> int:
+    """How many compilers run at once: MAX_JOBS, or one for each core that is ours and each GiB that is free."""
+    asked = os.environ.get("MAX_JOBS")
+    if asked:
+        if not asked.isdecimal() or int(asked) < 1:
+            raise BuildError(f"MAX_JOBS is {asked!r}, expected a positive integer", "unset MAX_JOBS")
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _free_bytes() // _JOB_BYTES))
+
+
+def _free_bytes() -> int:
+    """Memory that the machine, and the container around this process, have left."""
+    free = 2**62
+    try:
+        free = 1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1])  # type: ignore[index]
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text()  # "max" if there is none
+        free = min(free, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, TypeError, ValueError):
+        pass  # not Linux, or no limit
+    return free
+
+
+def kernel_sources() -> list[Path]:
+    return sorted((csrc() / "kernels").glob("*.cu"))
+
+
+def op_sources() -> list[Path]:
+    """The ops that CUDA and the emulator share."""
+    return [path for path in sorted((csrc() / "ops").glob("*.cpp")) if path.stem != "module"]

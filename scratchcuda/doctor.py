@@ -1,0 +1,199 @@
+"""``scratchcuda doctor``: what is here to run and build the kernels with, and what to type where something is missing.
+
+It needs no extra, and builds nothing.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import scratchcuda
+from scratchcuda import _backend
+from scratchcuda._build import extension, toolchain
+from scratchcuda._build.library import BuildError, cache, jobs
+
+#: Of the environment, what decides about builds and backends.
+SETTINGS = (
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "CXX",
+    "FORCE_CUDA",
+    "MAX_JOBS",
+    "SCRATCHCUDA_BACKEND",
+    "SCRATCHCUDA_CACHE",
+    "SCRATCHCUDA_NO_CUDA",
+    "TORCH_CUDA_ARCH_LIST",
+)
+TENSOR = "torch's tensor operations"
+
+
+def run(as_json: bool) -> int:
+    """Print what is found. The exit status is 1 if CUDA was asked for and cannot work."""
+    found = examine()
+    print(json.dumps(found, indent=2) if as_json else text(found))
+    return int(found["asked_for_cuda"] and not found["cuda_works"])
+
+
+def examine() -> dict[str, Any]:
+    """Everything that the command prints, as values for JSON."""
+    problems: list[dict[str, str]] = []
+
+    def problem(cause: str, cure: str) -> str:
+        if cause not in [one["cause"] for one in problems]:
+            problems.append({"cause": cause, "cure": cure})
+        return cause
+
+    found: dict[str, Any] = {
+        "scratchcuda": {"version": scratchcuda.__version__, "folder": str(Path(scratchcuda.__file__).parent)},
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "folder": str(Path(torch.__file__).parent)},
+        "driver": driver(),
+        "cards": cards(),
+        "toolkits": [
+            {"source": kit.source, "nvcc": str(kit.nvcc), "version": kit.version, "fault": kit.fault}
+            for kit in toolchain.toolkits(torch.version.cuda)
+        ],
+        "host_compiler": host_compiler(),
+        "builds": [build(library) for library in libraries()],
+        "cache": str(cache()),
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+    }
+    no_card = card_problem(found, problem)
+    works, kernels = kernel_state(problem)
+    current = _backend.current
+    serves, why = "nothing" if current in ("kernels", "emulator") else TENSOR, f"the backend in use is {current!r}"
+    if no_card:
+        serves, why = "nothing", f"there can be none: {no_card}"
+    elif current in ("auto", "kernels"):
+        serves, why = "the kernels" if works else serves, kernels
+    found |= {
+        "kernels": kernels,
+        "cuda_tensors": {"served_by": serves, "why": why},
+        "cpu_tensors": {
+            "served_by": "the emulator" if current == "emulator" else TENSOR,
+            "why": f"the backend in use is {current!r}",
+        },
+        "asked_for_cuda": current == "kernels",
+        "cuda_works": serves == "the kernels",
+        "problems": problems,
+    }
+    return found
+
+
+def driver() -> dict[str, str | None] | None:
+    """NVIDIA's driver: its version, and the latest version of CUDA that it supports."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(number))
+    release = Path("/sys/module/nvidia/version")
+    return {
+        "version": release.read_text().strip() if release.exists() else None,
+        "cuda": f"{number.value // 1000}.{number.value % 1000 // 10}",
+    }
+
+
+def cards() -> list[dict[str, Any]]:
+    """The GPUs that torch sees."""
+    found = []
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        found.append({"name": torch.cuda.get_device_name(i), "compute_capability": f"{major}.{minor}"})
+    return found
+
+
+def card_problem(found: dict[str, Any], problem: Any) -> str:
+    """Why there can be no CUDA tensors here; nothing if there can."""
+    if found["torch"]["cuda"] is None:
+        return problem(f"torch {torch.__version__} is built without CUDA", "pip install --force-reinstall torch")
+    if found["driver"] is None:
+        return problem(
+            "there is no NVIDIA driver", "sudo apt install nvidia-driver (for a container: run it with --gpus all)"
+        )
+    supported, needed = found["driver"]["cuda"], found["torch"]["cuda"]
+    if int(supported.split(".")[0]) < int(needed.split(".")[0]):
+        cause = f"the driver supports CUDA {supported}, torch is built for {needed}"
+        return problem(cause, "sudo apt install --only-upgrade nvidia-driver")
+    if not found["cards"]:
+        hidden = "CUDA_VISIBLE_DEVICES" in os.environ
+        return problem("no GPU is visible", "unset CUDA_VISIBLE_DEVICES" if hidden else "nvidia-smi")
+    return ""
+
+
+def host_compiler() -> dict[str, str]:
+    try:
+        words = toolchain.host_compiler()
+    except BuildError as error:
+        return {"fault": error.cause}
+    return {"command": " ".join(words), "version": toolchain.text(words[0], "--version").splitlines()[0]}
+
+
+def libraries() -> list[Path]:
+    """The build that came with the package, if there is one, and those of the cache."""
+    installed = extension.installed()
+    return [*([installed] if installed.exists() else []), *sorted(cache().glob("kernels-*.so"))]
+
+
+def build(library: Path) -> dict[str, Any]:
+    facts = library.with_suffix(".json")
+    known = json.loads(facts.read_text()) if facts.exists() else None
+    return {"library": str(library), "facts": known, "fault": extension.misfit(library)}
+
+
+def kernel_state(problem: Any) -> tuple[bool, str]:
+    """Whether there are kernels for CUDA tensors, or would be with the first, and why."""
+    installed = extension.installed()
+    fault = extension.misfit(installed)
+    if not fault and not (fault := _backend.load(installed)):
+        return True, f"{installed} fits"
+    aside = f"{installed} is set aside ({fault}); " if installed.exists() else ""
+    try:
+        library = extension.recipe().cached()
+        jobs()
+        if library.exists():
+            fault = _backend.load(library)
+            return not fault, aside + (fault or f"{library} fits")
+        nearest = next(path for path in (cache(), *cache().parents) if path.exists())
+        if not os.access(nearest, os.W_OK):
+            raise BuildError(f"{cache()} cannot be written", "set SCRATCHCUDA_CACHE to a folder that can be written")
+        return True, f"{aside}the first CUDA tensor builds them, in about half a minute on two cores"
+    except BuildError as error:
+        return False, aside + problem(error.cause, error.cure)
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    torch_, told = found["torch"], found["driver"]
+    lines = [
+        ("scratchcuda", f"{found['scratchcuda']['version']} in {found['scratchcuda']['folder']}"),
+        ("Python", f"{found['python']['version']}, {found['python']['executable']}"),
+        ("torch", f"{torch_['version']}, " + (f"for CUDA {torch_['cuda']}" if torch_["cuda"] else "without CUDA")),
+        ("driver", f"{told['version'] or ''} up to CUDA {told['cuda']}".strip() if told else "none"),
+    ]
+    lines += [("card", f"{card['name']}, compute capability {card['compute_capability']}") for card in found["cards"]]
+    for kit in found["toolkits"]:
+        fault = f"; not used: {kit['fault']}" if kit["fault"] else ""
+        lines.append(("toolkit", f"CUDA {kit['version'] or '?'}, {kit['nvcc']} ({kit['source']}){fault}"))
+    compiler = found["host_compiler"]
+    lines.append(("host compiler", compiler.get("fault") or f"{compiler['version']} ({compiler['command']})"))
+    for built in found["builds"]:
+        facts, fault = built["facts"], f"; not used: {built['fault']}" if built["fault"] else ""
+        of = f"{', '.join(facts['architectures'])}, CUDA {facts['cuda']}, torch {facts['torch']}" if facts else "?"
+        lines.append(("build", f"{built['library']} ({of}){fault}"))
+    lines.append(("cache", found["cache"]))
+    lines += [("setting", f"{name}={value}") for name, value in found["settings"].items()]
+    lines.append(("kernels", found["kernels"]))
+    for kind in ("CPU", "CUDA"):
+        tensors = found[f"{kind.lower()}_tensors"]
+        lines.append((f"{kind} tensors", f"served by {tensors['served_by']}: {tensors['why']}"))
+    for one in found["problems"]:
+        lines += [("problem", one["cause"]), ("  cure", one["cure"])]
+    return "\n".join(f"{name:<14}{value}" for name, value in lines)

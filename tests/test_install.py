@@ -1,0 +1,289 @@
+"""Installs as users do, in every circumstance that is known to go wrong (make install-check; one architecture, no GPU).
+
+Environments are fresh, and layered on one that has torch: that which runs this (a CPU build), and CUDA_VENV. All paths
+have spaces.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.backends("tensor"), pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+CUDA_BASE = os.environ.get("CUDA_VENV")
+needs_cuda_torch = pytest.mark.skipif(not CUDA_BASE, reason="CUDA_VENV names no environment with a CUDA torch")
+
+SITE = f"lib/python3.{sys.version_info.minor}/site-packages"
+SETTINGS = ("CUDA_HOME", "CXX", "FORCE_CUDA", "MAX_JOBS", "PYTHONPATH", "SCRATCHCUDA_BACKEND", "SCRATCHCUDA_NO_CUDA")
+#: What a first CUDA tensor does.
+FIRST_USE = "from scratchcuda import _backend; print(_backend.kernels_missing() or 'ready')"
+CPU_TORCH = "torch 2.13.0+cpu is built without CUDA; pip install --force-reinstall torch\n"
+HEADERS = ("include/crt/host_config.h", "include/nv/target", "include/cuda_fp16.h")
+NO_TOOLKIT_CURE = "pip install 'cuda-toolkit[nvcc,cccl,crt,nvvm]==13.0.*'"
+
+
+class Environment:
+    """A fresh virtual environment."""
+
+    def __init__(self, folder, base=None):
+        self.folder, self.variables = folder, {}
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        if base:
+            (self.site / "base.pth").write_text(f"{Path(base).resolve() / SITE}\n")
+
+    @property
+    def site(self):
+        return self.folder / SITE
+
+    def hide(self, place):
+        """Nothing exists there, to Python."""
+        (self.site / "sitecustomize.py").write_text(
+            "import pathlib\nexists = pathlib.Path.exists\n"
+            f"pathlib.Path.exists = lambda self: not str(self).startswith({place!r}) and exists(self)\n"
+        )
+
+    def command(self, *arguments, **variables):
+        """Its Python's: the arguments of subprocess.run. It finds no nvcc on PATH."""
+        inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        usual = {
+            "PATH": "/usr/bin:/bin",
+            "SCRATCHCUDA_CACHE": str(self.folder / "a cache"),
+            "TORCH_CUDA_ARCH_LIST": "9.0",
+        }
+        return {
+            "args": [self.folder / "bin/python", *arguments],
+            "env": inherited | usual | self.variables | variables,
+            "cwd": self.folder,  # not where the checkout would be imported
+            "text": True,
+        }
+
+    def run(self, *arguments, status=0, **variables):
+        """What it prints."""
+        return self._output(self.command(*arguments, **variables), status)
+
+    def _output(self, options, status):
+        done = subprocess.run(**options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    def pip(self, *arguments, status=0, **variables):
+        options = self.command(**variables)
+        command = [sys.executable, "-m", "pip", "--python", *options["args"], "--disable-pip-version-check", *arguments]
+        return self._output(options | {"args": command}, status)
+
+    def install(self, *arguments, **options):
+        return self.pip("install", "-v", "--no-deps", *arguments, **options)
+
+    def doctor(self, status=0, **variables):
+        return json.loads(self.run("-m", "scratchcuda", "doctor", "--json", status=status, **variables))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A checkout."""
+    folder = tmp_path_factory.mktemp("a checkout") / "scratchcuda"
+    listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).split("\n")
+    for name in filter(None, listed):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+@pytest.fixture
+def cpu(tmp_path):
+    return Environment(tmp_path / "an environment", sys.prefix)
+
+
+@pytest.fixture
+def cuda(tmp_path):
+    """Beside a CUDA build of torch. CUDA's toolkit is hidden, unless a test names it."""
+    environment = Environment(tmp_path / "an environment", CUDA_BASE)
+    environment.hide("/usr/local/cuda")
+    return environment
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """Built beside a CUDA torch, with the toolkit of this machine."""
+    environment = Environment(tmp_path_factory.mktemp("builds") / "an environment", CUDA_BASE)
+    environment.pip(
+        "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", environment.folder, source, FORCE_CUDA="1"
+    )
+    (found,) = environment.folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.parametrize("isolation", [[], ["--no-build-isolation"]], ids=["isolated", "beside"])
+def test_a_cpu_torch(isolation, cpu, source):
+    cause = "torch 2.13.0+cpu is built without CUDA" if isolation else "torch is not installed here"
+    assert f"scratchcuda is built without its CUDA kernels: {cause}; pip install" in cpu.install(*isolation, source)
+    assert cpu.run("-c", "import scratchcuda, torch; print(scratchcuda.ops.relu(-torch.ones(1)))") == "tensor([0.])\n"
+    found = cpu.doctor()
+    assert found["cpu_tensors"]["served_by"] == "torch's tensor operations"
+    assert found["cuda_tensors"]["served_by"] == "nothing"
+    assert cpu.doctor(status=1, FORCE_CUDA="1")["problems"][0]["cause"] == "torch 2.13.0+cpu is built without CUDA"
+    assert f"FORCE_CUDA is set, but {cause}" in cpu.install(*isolation, source, status=1, FORCE_CUDA="1")
+
+
+def test_no_torch(tmp_path, source):
+    environment = Environment(tmp_path / "an environment")
+    environment.install(source)
+    told = environment.run("-c", "import scratchcuda", status=1)
+    assert "ImportError: scratchcuda cannot be imported: torch is not installed here; pip install torch" in told
+
+
+def test_an_old_torch(cpu, source):
+    (cpu.site / "torch").mkdir()
+    (cpu.site / "torch/__init__.py").touch()
+    (cpu.site / "torch/version.py").write_text("__version__ = '2.9.1+cu128'\ncuda = '12.8'\n")
+    cause = "torch is 2.9.1+cu128, expected 2.11 or later; pip install 'torch>=2.11'"
+    assert f"without its CUDA kernels: {cause}" in cpu.install("--no-build-isolation", source)
+    assert f"ImportError: scratchcuda cannot be imported: {cause}" in cpu.run("-c", "import scratchcuda", status=1)
+
+
+@needs_cuda_torch
+def test_first_use(cuda, source, tmp_path):
+    """Killed once, then asked for by two processes at once; with a toolkit behind a wrapper on PATH."""
+    told = cuda.install(source)
+    assert "without its CUDA kernels: torch is not installed here" in told
+    assert not list(cuda.site.glob("scratchcuda/_C*"))
+    wrapper = tmp_path / "a bin/nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text('#!/bin/sh\nexec /usr/local/cuda/bin/nvcc "$@"\n')
+    wrapper.chmod(0o755)
+    (cuda.site / "sitecustomize.py").unlink()
+    cuda.variables["PATH"] = f"{wrapper.parent}:/usr/bin:/bin"
+    assert cuda.doctor()["kernels"] == "the first CUDA tensor builds them, in about half a minute on two cores"
+
+    def start():
+        return subprocess.Popen(
+            **cuda.command("-c", FIRST_USE), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    objects = cuda.folder / "a cache/kernels"
+    killed = start()
+    while len(list(objects.glob("*.o"))) < 2:
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    whole = {path: path.stat().st_mtime_ns for path in objects.glob("*.o")}
+    told = [process.communicate(timeout=300)[0] for process in (start(), start())]
+    assert [text.endswith("ready\n") for text in told] == [True, True], told
+    assert "".join(told).count("building the CUDA kernels (sm_90) ...") == 1
+    assert "".join(told).count("waiting for another process that builds") == 1
+    assert whole.items() <= {path: path.stat().st_mtime_ns for path in objects.iterdir()}.items()
+    assert cuda.run("-c", FIRST_USE) == "ready\n"  # from the cache, whatever becomes of the toolkit's PATH
+    found = cuda.doctor()
+    assert found["toolkits"][0] | {"fault": ""} == found["toolkits"][0]
+    assert found["kernels"].endswith(".so fits")
+    assert found["builds"][0]["facts"]["architectures"] == ["sm_90"]
+
+
+@needs_cuda_torch
+def test_a_toolkit_from_pypi_alone(cuda, source):
+    """Without a version: pip finds the one that suits torch, in a folder apart from the headers that came with torch."""
+    cuda.install(source)
+    cuda.pip("install", "-q", "scratchcuda[cuda]")
+    told = cuda.run("-c", FIRST_USE)
+    assert told.startswith("scratchcuda: building the CUDA kernels (sm_90) ... ")
+    assert told.endswith(" s\nready\n")
+    (kit,) = cuda.doctor()["toolkits"]
+    assert Path(kit["nvcc"]) == cuda.site / "nvidia/cu13/bin/nvcc"
+    assert (kit["source"], kit["fault"]) == ("PyPI", "")
+
+
+@needs_cuda_torch
+def test_no_toolkit(cuda, source):
+    cure = f"there is no CUDA toolkit; {NO_TOOLKIT_CURE}"
+    assert f"without its CUDA kernels: {cure}" in cuda.install("--no-build-isolation", source)
+    assert cuda.run("-c", FIRST_USE) == f"{cure}\n"
+    assert {"cause": "there is no CUDA toolkit", "cure": NO_TOOLKIT_CURE} in cuda.doctor()["problems"]
+    assert f"FORCE_CUDA is set, but {cure}" in cuda.install("--no-build-isolation", source, status=1, FORCE_CUDA="1")
+
+
+@needs_cuda_torch
+def test_a_toolkit_of_another_version(cuda, source, tmp_path):
+    home = tmp_path / "a toolkit"
+    for name in ("bin/nvcc", "nvvm/bin/cicc", "include/cuda_runtime_api.h", *HEADERS):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("#define CUDART_VERSION 12080\n")
+    answers = f'[ "$1" = --version ] && echo "release 12.8, V12.8.93" || echo "#$ TOP={home}"'
+    (home / "bin/nvcc").write_text(f"#!/bin/sh\n{answers}\n")
+    (home / "bin/nvcc").chmod(0o755)
+    cuda.variables["CUDA_HOME"] = str(home)
+    cause = f"no CUDA toolkit can be used: {home}/bin/nvcc (CUDA_HOME): it is of CUDA 12.8, torch is built for 13.0"
+    assert f"{cause}; {NO_TOOLKIT_CURE}" in cuda.install("--no-build-isolation", source)
+    assert cuda.run("-c", FIRST_USE) == f"{cause}; {NO_TOOLKIT_CURE}\n"
+
+
+@needs_cuda_torch
+def test_a_cache_that_cannot_be_written(cuda, source):
+    (cuda.site / "sitecustomize.py").unlink()
+    cuda.install(source)
+    told = cuda.run("-c", FIRST_USE, SCRATCHCUDA_CACHE="/proc/cache")
+    assert told.startswith("the CUDA kernels (sm_90) cannot be kept in /proc/cache (")
+    assert told.endswith("); set SCRATCHCUDA_CACHE to a folder that can be written\n")
+
+
+@needs_cuda_torch
+def test_a_wheel(wheel, cuda, cpu, tmp_path):
+    """Its name, what it holds, and that it serves without a toolkit; beside a torch without CUDA it is set aside."""
+    assert f"+cu13-cp3{sys.version_info.minor}-cp3{sys.version_info.minor}-linux" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"scratchcuda/csrc/kernels/dense.cu", "scratchcuda/_build/extension.py"} <= set(names)
+    assert len([name for name in names if name.startswith("scratchcuda/_C.")]) == 2  # the library and its facts
+    cuda.install(wheel)
+    assert cuda.run("-c", FIRST_USE) == "ready\n"
+    assert cuda.doctor()["kernels"].endswith(" fits")
+    other = Environment(tmp_path / "another environment", sys.prefix)
+    other.install(wheel)
+    (build,) = other.doctor()["builds"]
+    assert build["fault"] == "it was built for CUDA 13.0, torch has none"
+    assert other.run("-c", "import scratchcuda, torch; print(scratchcuda.ops.relu(-torch.ones(1)))") == "tensor([0.])\n"
+    assert "_C.cpython" in (told := other.run("-c", FIRST_USE))
+    assert told.endswith("is set aside: it was built for CUDA 13.0, torch has none; " + CPU_TORCH)
+
+
+@needs_cuda_torch
+def test_an_editable_install(source, cuda):
+    """After an edit the build is set aside, and what was edited is compiled."""
+    (cuda.site / "sitecustomize.py").unlink()
+    cuda.install("--no-build-isolation", "-e", source, FORCE_CUDA="1")
+    assert cuda.run("-c", FIRST_USE) == "ready\n"
+    assert Path(cuda.doctor()["scratchcuda"]["folder"]) == source / "scratchcuda"
+    kernel = source / "csrc/kernels/batch.cu"
+    before = kernel.read_text()
+    try:
+        kernel.write_text(before + "// edited\n")
+        told = cuda.run("-c", FIRST_USE)
+        assert ".so is set aside: it was built from other sources than those in" in told
+        assert told.endswith(" s\nready\n")
+    finally:
+        kernel.write_text(before)
+
+
+def test_a_source_distribution(source, cpu, tmp_path):
+    """It holds all that a wheel is built from, and the tests."""
+    subprocess.run([sys.executable, "-m", "build", "--sdist", "-o", tmp_path, source], check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    names = {name.partition("/")[2] for name in tarfile.open(archive).getnames()}
+    assert {
+        "setup.py",
+        "Makefile",
+        "csrc/kernels/dense.cu",
+        "csrc/ops/op.h",
+        "scratchcuda/_build/extension.py",
+    } <= names
+    assert {"tests/test_install.py", "LICENSE", "constraints.txt"} <= names
+    cpu.install(archive)
+    assert len(list(cpu.site.glob("scratchcuda/csrc/kernels/*.cu"))) == len(list(ROOT.glob("csrc/kernels/*.cu")))
