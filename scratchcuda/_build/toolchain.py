@@ -123,7 +123,7 @@ def _toolkit(source: str, nvcc: Path, cuda: str | None) -> Toolkit:
     number = int(re.search(r"define CUDART_VERSION\s+(\d+)", headers[0].read_text())[1])  # type: ignore[index]
     if (of_headers := f"{number // 1000}.{number % 1000 // 10}") != version:
         return kit._replace(fault=f"its nvcc is of CUDA {version}, its headers in {headers[0].parent} of {of_headers}")
-    parts = [Path(told.get("CICC_PATH", top / "nvvm/bin").strip(), "cicc")]
+    parts = [Path(told.get("CICC_PATH", f"{top}/nvvm/bin").strip(), "cicc")]
     parts += [next((p for i in includes if (p := i / name).exists()), top / "include" / name) for name in _HEADERS]
     if missing := [str(part) for part in parts if not part.exists()]:
         return kit._replace(fault=f"it holds no {missing[0]}")
