@@ -371,10 +371,11 @@ def test_a_build_that_does_not_fit_is_known_without_loading_it(facts, cards, fau
         ("compute_120", (9, 0), False),
         ("sm_90a", (9, 0), True),
         ("compute_100a", (10, 3), False),
+        ("sm_100f", (10, 3), True),
+        ("compute_100f", (12, 0), False),
     ],
 )
 def test_where_code_runs(architecture, card, does):
-    """Binaries on later minor versions, PTX on all later ones, and what ends in a letter on its own alone."""
     assert extension.runs(architecture, card) == does
 
 

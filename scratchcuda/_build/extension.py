@@ -102,7 +102,9 @@ def misfit(library: Path) -> str:
 
 
 def runs(architecture: str, card: tuple[int, int]) -> bool:
-    """Binaries (sm_) run on later minor versions too, PTX (compute_) on all later ones, with a letter on none other."""
+    """Binaries (sm_) run on later minor versions too, PTX (compute_) on all later ones; what ends in f as binaries do,
+    what ends in a nowhere else."""
     kind, number = architecture.split("_")
     built, here = int(number.rstrip("af")), 10 * card[0] + card[1]
-    return built == here or (built < here and number.isdecimal() and (kind == "compute" or built // 10 == card[0]))
+    anywhere_later = kind == "compute" and number.isdecimal()
+    return built == here or (built < here and number[-1] != "a" and (anywhere_later or built // 10 == card[0]))

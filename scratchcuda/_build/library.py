@@ -117,7 +117,7 @@ def _run(call: list[str], output: Path) -> None:
     """The compiler's output appears whole, or not at all."""
     part = output.with_name(f"{output.name}.{os.getpid()}.part")
     command = [*call, "-o", str(part)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         cure = "see the compiler's own words above"
         if "unsupported GNU version" in done.stderr:
@@ -138,8 +138,14 @@ def headers() -> bytes:
 
 def cache() -> Path:
     """Where built libraries are kept: ``SCRATCHCUDA_CACHE``, or scratchcuda's folder in the user's cache."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SCRATCHCUDA_CACHE") or Path(user, "scratchcuda")).absolute()
+    asked = os.environ.get("SCRATCHCUDA_CACHE")
+    if asked:
+        return Path(asked).absolute()
+    try:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise BuildError("there is no home folder to keep builds in", "set SCRATCHCUDA_CACHE to a folder") from None
+    return Path(user, "scratchcuda").absolute()
 
 
 def jobs() -> int:

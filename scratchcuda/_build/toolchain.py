@@ -28,8 +28,6 @@ _ARCHITECTURE_NAMES = {
     "Hopper": "9.0+PTX",
     "Blackwell": "10.0;10.3;12.0;12.1+PTX",
 }
-
-
 #: Of a toolkit, beside cuda_runtime_api.h: PyPI has them in packages of their own.
 _HEADERS = ("crt/host_config.h", "nv/target", "cuda_fp16.h")
 
@@ -55,7 +53,7 @@ class Toolkit(NamedTuple):
 def text(*command: str | Path) -> str:
     """What a command prints; nothing if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError:
         return ""
     return "" if done.returncode else done.stdout + done.stderr
