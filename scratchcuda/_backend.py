@@ -109,22 +109,33 @@ def load(library: Path) -> str:
     return ""
 
 
+def too_old(device: torch.device) -> BuildError | None:
+    """Why no build of the kernels runs on this device, if so."""
+    least = toolchain.ARCHITECTURES[0]
+    if torch.cuda.get_device_capability(device) >= least:
+        return None
+    cause = f"the kernels do not run on {_named(device)}, less than {least[0]}.{least[1]}"
+    return BuildError(cause, "SCRATCHCUDA_BACKEND=tensor asks for none")
+
+
+def _named(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}, which has compute capability {major}.{minor}"
+
+
 @functools.cache
 def kernels_unfit(device: torch.device) -> str:
     """Why the CUDA kernels cannot be used on this device, and the cure; nothing if they can."""
-    card = torch.cuda.get_device_capability(device)
-    name = f"{torch.cuda.get_device_name(device)}, which has compute capability {card[0]}.{card[1]}"
-    if card < toolchain.ARCHITECTURES[0]:
-        least = "{}.{}".format(*toolchain.ARCHITECTURES[0])
-        return f"the kernels do not run on {name}, less than {least}; SCRATCHCUDA_BACKEND=tensor asks for none"
-    if reason := kernels_missing():
+    if reason := str(too_old(device) or "") or kernels_missing():
         return reason
     from scratchcuda import _C  # type: ignore[attr-defined]
 
-    architectures = _C.build_facts()["architectures"]
+    card, architectures = torch.cuda.get_device_capability(device), _C.build_facts()["architectures"]
     if any(extension.runs(architecture, card) for architecture in architectures):
         return ""
-    return f"the kernels were built for {', '.join(architectures)}, not for {name}; unset TORCH_CUDA_ARCH_LIST"
+    return (
+        f"the kernels were built for {', '.join(architectures)}, not for {_named(device)}; unset TORCH_CUDA_ARCH_LIST"
+    )
 
 
 def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:

@@ -71,6 +71,9 @@ def examine() -> dict[str, Any]:
     if no_card:
         serves, why = "nothing", f"there can be none: {no_card}"
     elif current in ("auto", "kernels"):
+        old = [error for i in range(len(found["cards"])) if (error := _backend.too_old(torch.device("cuda", i)))]
+        if len(old) == len(found["cards"]):
+            works, kernels = False, problem(old[0].cause, old[0].cure)
         serves, why = "the kernels" if works else serves, kernels
     found |= {
         "kernels": kernels,

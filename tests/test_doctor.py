@@ -1,0 +1,119 @@
+"""``scratchcuda doctor``: what it says of each circumstance."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scratchcuda import _backend, doctor
+from scratchcuda._build import extension, toolchain
+from scratchcuda._build.library import BuildError
+
+pytestmark = pytest.mark.backends("tensor")
+
+TENSOR, KERNELS = "torch's tensor operations", "the kernels"
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """One on which all is well: a function that changes that."""
+    library = tmp_path / "built/kernels-0.so"
+    recipe = SimpleNamespace(cached=lambda: library)
+    monkeypatch.setenv("SCRATCHCUDA_CACHE", str(library.parent))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(extension, "installed", lambda: tmp_path / "_C.so")
+    monkeypatch.setattr(_backend, "load", lambda path: "")
+
+    def change(backend="auto", cuda="13.0", driver="13.0", cards=((9, 0),), lacks=None, built="", hidden=False):
+        def make():
+            if lacks:
+                raise BuildError(lacks, "type this")
+            return recipe
+
+        if built:
+            library.parent.mkdir()
+            library.write_text("")
+            facts = {
+                "cuda": built,
+                "torch": "2.11.0",
+                "architectures": ["sm_90"],
+                "sources": extension.sources_digest(),
+            }
+            library.with_suffix(".json").write_text(json.dumps(facts))
+        if hidden:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(_backend, "current", backend)
+        monkeypatch.setattr(extension, "recipe", make)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(toolchain, "torch", lambda: toolchain.Torch(tmp_path, "2.11.0", cuda))
+        monkeypatch.setattr(doctor, "driver", lambda: driver and {"version": "580.95", "cuda": driver})
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[getattr(i, "index", i)])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "a card")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "served_by", "why", "cure"),
+    [
+        ({}, KERNELS, "the first CUDA tensor builds them", None),
+        ({"built": "13.0"}, KERNELS, ".so fits", None),
+        ({"lacks": "there is no nvcc"}, TENSOR, "there is no nvcc", "type this"),
+        ({"lacks": "there is no nvcc", "backend": "kernels"}, "nothing", "there is no nvcc", "type this"),
+        ({"backend": "tensor"}, TENSOR, "the backend in use is 'tensor'", None),
+        ({"backend": "emulator"}, "nothing", "the backend in use is 'emulator'", None),
+        (
+            {"cuda": None, "backend": "kernels"},
+            "nothing",
+            "is built without CUDA",
+            "pip install --force-reinstall torch",
+        ),
+        ({"driver": None}, "nothing", "there is no NVIDIA driver", "sudo apt install nvidia-driver"),
+        (
+            {"driver": "12.8"},
+            "nothing",
+            "the driver supports CUDA 12.8, torch is built for 13.0",
+            "sudo apt install --only",
+        ),
+        ({"cards": ()}, "nothing", "no GPU is visible", "nvidia-smi"),
+        ({"cards": (), "hidden": True}, "nothing", "no GPU is visible", "unset CUDA_VISIBLE_DEVICES"),
+        ({"cards": ((6, 1),)}, TENSOR, "the kernels do not run on a card", "SCRATCHCUDA_BACKEND=tensor"),
+    ],
+)
+def test_what_serves_cuda_tensors_and_what_to_type(changes, served_by, why, cure, machine, capsys):
+    machine(**changes)
+    asked = changes.get("backend") == "kernels"
+    assert doctor.run(as_json=True) == int(asked and served_by != KERNELS)
+    found = json.loads(capsys.readouterr().out)
+    assert found["cuda_tensors"]["served_by"] == served_by
+    assert why in found["cuda_tensors"]["why"]
+    assert found["cpu_tensors"]["served_by"] == ("the emulator" if changes.get("backend") == "emulator" else TENSOR)
+    assert [problem["cure"].startswith(cure) for problem in found["problems"]] == [True] * bool(cure)
+    assert doctor.run(as_json=False) == int(asked and served_by != KERNELS)
+    shown = capsys.readouterr().out
+    assert all(text in shown for problem in found["problems"] for text in problem.values())
+    assert f"CUDA tensors  served by {served_by}: " in shown
+
+
+def test_builds_are_told_with_their_fault(machine, capsys):
+    machine(built="12.8")
+    doctor.run(as_json=False)
+    told = "kernels-0.so (sm_90, CUDA 12.8, torch 2.11.0); not used: it was built for CUDA 12.8, torch has 13.0"
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("package", ["typer", "matplotlib"])
+def test_it_needs_no_extra_and_builds_nothing(package, tmp_path):
+    code = f"import sys; sys.modules[{package!r}] = None; sys.argv[1:] = ['doctor', '--json']\n"
+    code += "from scratchcuda import __main__; __main__.main()"
+    cache = str(tmp_path / "cache")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"SCRATCHCUDA_CACHE": cache}
+    )
+    assert json.loads(done.stdout)["torch"]["version"] == torch.__version__
+    assert json.loads(done.stdout)["settings"] == {"SCRATCHCUDA_CACHE": cache}
+    assert not (tmp_path / "cache").exists()
