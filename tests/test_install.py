@@ -212,6 +212,14 @@ def test_no_toolkit(cuda, source):
 
 
 @needs_cuda_torch
+def test_no_cuda_is_asked_for(cuda, source):
+    (cuda.site / "sitecustomize.py").unlink()
+    cause = "SCRATCHCUDA_NO_CUDA is set; unset SCRATCHCUDA_NO_CUDA"
+    assert f"without its CUDA kernels: {cause}" in cuda.install("--no-build-isolation", source, SCRATCHCUDA_NO_CUDA="1")
+    assert cuda.run("-c", FIRST_USE, SCRATCHCUDA_NO_CUDA="1") == f"{cause}\n"
+
+
+@needs_cuda_torch
 def test_a_toolkit_of_another_version(cuda, source, tmp_path):
     home = tmp_path / "a toolkit"
     for name in ("bin/nvcc", "nvvm/bin/cicc", "include/cuda_runtime_api.h", *HEADERS):
