@@ -159,7 +159,10 @@ def kernel_state(problem: Any) -> tuple[bool, str]:
         return True, f"{installed} fits"
     aside = f"{installed} is set aside ({fault}); " if installed.exists() else ""
     try:
-        library = extension.recipe().cached()
+        recipe = extension.recipe()
+        library = recipe.cached()
+        if fault := extension.no_code(recipe.facts["architectures"]):
+            raise BuildError(fault, "unset TORCH_CUDA_ARCH_LIST")
         jobs()
         if library.exists():
             fault = _backend.load(library)

@@ -221,7 +221,7 @@ def test_of_two_processes_one_builds(bare):
     compiler = bare / "slow g++"
     compiler.write_text(f'#!/bin/sh\necho compiled >> "{bare}/log"\nsleep 1\nexec g++ "$@"\n')
     compiler.chmod(0o755)
-    recipe = Library("tiny", "the tiny one", "", [[str(compiler), "-fPIC", str(source)]], ["g++"])
+    recipe = Library("tiny", "the tiny one", "", [[str(compiler), "-fPIC", str(source)]], ["g++"], {})
     script.write_text(f"from scratchcuda._build.library import Library\nLibrary{tuple(recipe)!r}.built()\n")
     start = lambda: subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)  # noqa: E731
     killed = start()

@@ -21,7 +21,7 @@ TENSOR, KERNELS = "torch's tensor operations", "the kernels"
 def machine(monkeypatch, tmp_path):
     """One on which all is well: a function that changes that."""
     library = tmp_path / "built/kernels-0.so"
-    recipe = SimpleNamespace(cached=lambda: library)
+    recipe = SimpleNamespace(cached=lambda: library, facts={"architectures": ["sm_90"]})
     monkeypatch.setenv("SCRATCHCUDA_CACHE", str(library.parent))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(extension, "installed", lambda: tmp_path / "_C.so")
@@ -81,6 +81,12 @@ def machine(monkeypatch, tmp_path):
         ),
         ({"cards": ()}, "nothing", "no GPU is visible", "nvidia-smi"),
         ({"cards": (), "hidden": True}, "nothing", "no GPU is visible", "unset CUDA_VISIBLE_DEVICES"),
+        (
+            {"cards": ((8, 6),)},
+            TENSOR,
+            "it was built for sm_90, not for compute capability 8.6",
+            "unset TORCH_CUDA_ARCH",
+        ),
         ({"cards": ((6, 1),)}, TENSOR, "the kernels do not run on a card", "SCRATCHCUDA_BACKEND=tensor"),
     ],
 )

@@ -61,7 +61,7 @@ def build(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     identity = repr([toolchain.text(compiler[0], "--version"), torch.version, platform.machine()])
     link = [*compiler, *link, "-Wl,-Bsymbolic", "-ldl"]
     name = "-".join(["emulator", *variants])
-    return Library(name, f"the {name}", identity, calls, link).built()
+    return Library(name, f"the {name}", identity, calls, link, {}).built()
 
 
 def sanitizer_environment(variant: str) -> dict[str, str]:

@@ -95,9 +95,14 @@ def misfit(library: Path) -> str:
         return f"it was built for CUDA {facts['cuda']}, torch has {cuda}"
     if facts["sources"] != sources_digest():
         return f"it was built from other sources than those in {csrc()}"
+    return no_code(facts["architectures"])
+
+
+def no_code(architectures: list[str]) -> str:
+    """Which card none of these architectures runs on, if there is one."""
     for card in cards():
-        if not any(runs(architecture, card) for architecture in facts["architectures"]):
-            return f"it was built for {', '.join(facts['architectures'])}, not for compute capability {card[0]}.{card[1]}"
+        if not any(runs(architecture, card) for architecture in architectures):
+            return f"it was built for {', '.join(architectures)}, not for compute capability {card[0]}.{card[1]}"
     return ""
 
 

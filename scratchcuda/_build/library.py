@@ -33,7 +33,7 @@ class Library(NamedTuple):
         identity: what decides about the result besides the calls and the sources: versions.
         calls: for each source, which comes last, its call but for the output.
         link: the call that links, but for objects and output.
-        facts: to be written beside it, into a JSON file of its name.
+        facts: to be written beside it, into a JSON file of its name, if there are any.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Library(NamedTuple):
     identity: str
     calls: list[list[str]]
     link: list[str]
-    facts: dict | None = None
+    facts: dict
 
     def cached(self) -> Path:
         """Where it lies in the cache once it is built: elsewhere for other sources, calls or versions."""
