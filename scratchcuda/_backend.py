@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from scratchcuda import _emulator, tensor_ops
 from scratchcuda._build import extension, toolchain
-from scratchcuda._build.library import BuildError
+from scratchcuda._build.library import BuildError, asked
 
 BACKENDS = ("auto", "tensor", "kernels", "emulator")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -31,8 +31,7 @@ def _checked(source: str, name: str) -> str:
 
 
 #: What the environment asks of an installation, and so the backend to begin with where it names none.
-_ASKED = "tensor" if os.environ.get("SCRATCHCUDA_NO_CUDA") == "1" else "auto"
-_ASKED = "kernels" if os.environ.get("FORCE_CUDA") == "1" else _ASKED
+_ASKED = "kernels" if asked("FORCE_CUDA") else "tensor" if asked("SCRATCHCUDA_NO_CUDA") else "auto"
 
 #: The backend in use. One module attribute, which torch.compile guards.
 current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or _ASKED)
@@ -81,23 +80,26 @@ def kernels_missing() -> str:
 
 @functools.cache
 def _missing() -> str:
-    library = extension.installed()
-    fault = extension.misfit(library) or load(library)
-    if not fault:
-        return ""
-    aside = f"{library} is set aside: {fault}" if library.exists() else ""
+    installed, aside = extension.installed(), ""
     try:
+        if not (fault := extension.misfit(installed) or load(installed)):
+            return ""
+        aside = f"{installed} is set aside: {fault}" if installed.exists() else ""
         recipe = extension.recipe()
-        if aside:
-            recipe = recipe._replace(title=f"{recipe.title}, because {aside}")
-        return load(recipe.built())
+        library = recipe._replace(title=f"{recipe.title}{aside and ', because '}{aside}").built()
+        if fault := load(library):
+            raise BuildError(fault, "set SCRATCHCUDA_CACHE to another folder, from which programs may run")
     except BuildError as error:
         return f"{aside}; {error}" if aside else str(error)
+    return ""
 
 
 def load(library: Path) -> str:
     """Makes it ``scratchcuda._C``. Returns why it cannot be; nothing if it can."""
     loader = ExtensionFileLoader("scratchcuda._C", os.fspath(library))
+    loaded = sys.modules.get(loader.name)
+    if loaded is not None:  # by an import statement, say
+        return "" if loaded.__file__ == loader.path else f"{loaded.__file__} is loaded already"
     try:
         spec = ModuleSpec(loader.name, loader, origin=loader.path)
         spec.has_location = True
@@ -106,6 +108,7 @@ def load(library: Path) -> str:
     except ImportError as error:
         return f"{library.name} does not load beside torch {torch.__version__} ({error})"
     sys.modules[loader.name] = module
+    vars(sys.modules["scratchcuda"])["_C"] = module  # as an import statement does
     return ""
 
 

@@ -16,7 +16,7 @@ import torch
 import scratchcuda
 from scratchcuda import _backend
 from scratchcuda._build import extension, toolchain
-from scratchcuda._build.library import BuildError, cache, jobs
+from scratchcuda._build.library import BuildError, cache, facts_of, jobs
 
 #: Of the environment, what decides about builds and backends.
 SETTINGS = (
@@ -107,9 +107,12 @@ def driver() -> dict[str, str | None] | None:
 def cards() -> list[dict[str, Any]]:
     """The GPUs that torch sees."""
     found = []
-    for i in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(i)
-        found.append({"name": torch.cuda.get_device_name(i), "compute_capability": f"{major}.{minor}"})
+    try:
+        for i in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(i)
+            found.append({"name": torch.cuda.get_device_name(i), "compute_capability": f"{major}.{minor}"})
+    except RuntimeError:  # card_problem tells it
+        return []
     return found
 
 
@@ -126,17 +129,22 @@ def card_problem(found: dict[str, Any], problem: Any) -> str:
         cause = f"the driver supports CUDA {supported}, torch is built for {needed}"
         return problem(cause, "sudo apt install --only-upgrade nvidia-driver")
     if not found["cards"]:
-        hidden = "CUDA_VISIBLE_DEVICES" in os.environ
-        return problem("no GPU is visible", "unset CUDA_VISIBLE_DEVICES" if hidden else "nvidia-smi")
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            return problem("no GPU is visible", "unset CUDA_VISIBLE_DEVICES")
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            return problem(f"CUDA does not start ({error})", "nvidia-smi")
+        return problem("no GPU is visible", "nvidia-smi")
     return ""
 
 
 def host_compiler() -> dict[str, str]:
     try:
-        words = toolchain.host_compiler()
+        found = toolchain.host_compiler()
     except BuildError as error:
         return {"fault": error.cause}
-    return {"command": " ".join(words), "version": toolchain.text(words[0], "--version").splitlines()[0]}
+    return {"command": " ".join(found.words), "version": found.version}
 
 
 def libraries() -> list[Path]:
@@ -146,29 +154,31 @@ def libraries() -> list[Path]:
 
 
 def build(library: Path) -> dict[str, Any]:
-    facts = library.with_suffix(".json")
-    known = json.loads(facts.read_text()) if facts.exists() else None
-    return {"library": str(library), "facts": known, "fault": extension.misfit(library)}
+    try:
+        fault = extension.misfit(library)
+    except BuildError as error:
+        fault = error.cause
+    return {"library": str(library), "facts": facts_of(library), "fault": fault}
 
 
 def kernel_state(problem: Any) -> tuple[bool, str]:
     """Whether there are kernels for CUDA tensors, or would be with the first, and why."""
-    installed = extension.installed()
-    fault = extension.misfit(installed)
-    if not fault and not (fault := _backend.load(installed)):
-        return True, f"{installed} fits"
-    aside = f"{installed} is set aside ({fault}); " if installed.exists() else ""
+    installed, aside = extension.installed(), ""
     try:
+        if not (fault := extension.misfit(installed) or _backend.load(installed)):
+            return True, f"{installed} fits"
+        aside = f"{installed} is set aside ({fault}); " if installed.exists() else ""
         recipe = extension.recipe()
-        library = recipe.cached()
         if fault := extension.no_code(recipe.facts["architectures"]):
             raise BuildError(fault, "unset TORCH_CUDA_ARCH_LIST")
+        library = recipe.cached()
+        if facts_of(library):
+            if fault := _backend.load(library):
+                raise BuildError(fault, "set SCRATCHCUDA_CACHE to another folder, from which programs may run")
+            return True, f"{aside}{library} fits"
         jobs()
-        if library.exists():
-            fault = _backend.load(library)
-            return not fault, aside + (fault or f"{library} fits")
         nearest = next(path for path in (cache(), *cache().parents) if path.exists())
-        if not os.access(nearest, os.W_OK):
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise BuildError(f"{cache()} cannot be written", "set SCRATCHCUDA_CACHE to a folder that can be written")
         return True, f"{aside}the first CUDA tensor builds them, in about half a minute on two cores"
     except BuildError as error:

@@ -5,8 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 HEADERS = ("cuda_runtime_api.h", "crt/host_config.h", "cuda_fp16.h", "nv/target")
 
 
-def make_toolkit(top, version="13.0", of_headers=None, without=()):
+def make_toolkit(top, version="13.0", of_headers=None, without=(), library="lib64"):
     """A folder that answers as a toolkit does."""
     script = f"""#!/bin/sh
 [ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{version}.88"
@@ -31,7 +34,7 @@ def make_toolkit(top, version="13.0", of_headers=None, without=()):
 exit 0
 """
     number = (of_headers or version + ".0").split(".")
-    files = {"bin/nvcc": script, "nvvm/bin/cicc": "", "lib64/libcudart.so.13": ""} | {
+    files = {"bin/nvcc": script, "nvvm/bin/cicc": "", f"{library}/libcudart.so.13": ""} | {
         f"include/{h}": "" for h in HEADERS
     }
     files["include/cuda_runtime_api.h"] = f"#define CUDART_VERSION  {number[0]}0{number[1]}0\n"
@@ -176,21 +179,28 @@ def tiny(folder, text='extern "C" int answer() { return 42; }', identity=""):
     """A library of one file."""
     source = folder / "a source.cpp"
     source.write_text(text)
-    return Library("tiny", "the tiny one", identity, [["g++", "-fPIC", str(source)]], ["g++"], {"facts": 1})
+    calls, link = [["g++", "-fPIC", str(source)]], ["g++", "-shared"]
+    return Library("tiny", "the tiny one", identity, calls, link, [], {"facts": 1})
 
 
 def test_a_library_is_built_once_and_anew_for_what_is_different(bare, monkeypatch, capfd):
     runs = []
     run = library._run
-    monkeypatch.setattr(library, "_run", lambda call, output: (runs.append(output.name), run(call, output)))
+    monkeypatch.setattr(library, "_run", lambda call, output: runs.append(output.name) or run(call, output))
     first = tiny(bare).built()
     assert first == tiny(bare).built()
-    assert json.loads(first.with_suffix(".json").read_text()) == {"facts": 1}
+    assert library.facts_of(first).items() >= {"facts": 1, "bytes": first.stat().st_size}.items()
     assert re.fullmatch(r"scratchcuda: building the tiny one \.\.\. \d+ s\n", capfd.readouterr().err)
-    others = {tiny(bare, identity="other versions").built(), tiny(bare, "int other;").built()}
-    assert len(runs) == 6
-    assert len({first, *others}) == 3
-    assert len(list(first.parent.glob("tiny/*"))) == 1  # the objects of the last one
+    assert len(runs) == 2  # compiled and linked
+    others = [tiny(bare, identity="other versions").built(), tiny(bare, "int other;").built()]
+    others += [
+        tiny(bare)._replace(libraries=["-lm"]).built(),
+        tiny(bare)._replace(link=["g++", "-shared", "-s"]).built(),
+    ]
+    others += [tiny(bare)._replace(calls=[["g++", "-Os", "-fPIC", tiny(bare).calls[0][-1]]]).built()]
+    monkeypatch.setattr(library, "headers", lambda: b"other headers")
+    assert len({first, *others, tiny(bare).built()}) == 7
+    assert len(list(first.parent.glob("tiny/*.o"))) == 1  # the last one's
 
 
 def test_an_interrupted_build_goes_on(bare, monkeypatch):
@@ -221,7 +231,8 @@ def test_of_two_processes_one_builds(bare):
     compiler = bare / "slow g++"
     compiler.write_text(f'#!/bin/sh\necho compiled >> "{bare}/log"\nsleep 1\nexec g++ "$@"\n')
     compiler.chmod(0o755)
-    recipe = Library("tiny", "the tiny one", "", [[str(compiler), "-fPIC", str(source)]], ["g++"], {})
+    calls, link = [[str(compiler), "-fPIC", str(source)]], ["g++", "-shared"]
+    recipe = Library("tiny", "the tiny one", "", calls, link, [], {})
     script.write_text(f"from scratchcuda._build.library import Library\nLibrary{tuple(recipe)!r}.built()\n")
     start = lambda: subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)  # noqa: E731
     killed = start()
@@ -239,7 +250,7 @@ def test_of_two_processes_one_builds(bare):
 def test_a_cache_that_cannot_be_written_is_named(place, bare, monkeypatch):
     monkeypatch.setenv("SCRATCHCUDA_CACHE", place)
     cure = "set SCRATCHCUDA_CACHE to a folder that can be written"
-    with pytest.raises(BuildError, match=rf"the tiny one cannot be kept in {place} \(.*\); {cure}"):
+    with pytest.raises(BuildError, match=rf"what is built cannot be kept in {place} \(.*\); {cure}"):
         tiny(bare).built()
 
 
@@ -248,6 +259,8 @@ def test_a_cache_that_cannot_be_written_is_named(place, bare, monkeypatch):
     [
         ("CXX", "no-such-compiler", "the host compiler no-such-compiler does not run; unset CXX"),
         ("CXX", "false", "the host compiler false does not run; unset CXX"),
+        ("CXX", "-m64", "the host compiler -m64 does not run; unset CXX"),
+        ("CXX", "g++ '", r"CXX is \"g\+\+ '\" \(No closing quotation\); unset CXX"),
         ("PATH", "", r"the host compiler g\+\+ does not run; sudo apt install g\+\+"),
     ],
 )
@@ -298,8 +311,97 @@ def test_a_torch_that_does_not_do_is_named(version, cuda, message, bare, monkeyp
         extension.recipe()
 
 
+def test_a_truncated_library_is_built_anew(bare):
+    built = tiny(bare).built()
+    built.write_bytes(built.read_bytes()[:1000])
+    assert library.facts_of(built) is None
+    assert tiny(bare).built() == built
+    assert library.facts_of(built)
+
+
+def test_a_failed_link_vouches_for_nothing(bare):
+    """The facts of a build in place stay those of the library that is there."""
+    binary = bare / "in place.so"
+    tiny(bare).make(bare / "objects", binary)
+    before = library.facts_of(binary)
+    with pytest.raises(BuildError, match="failed:"):
+        tiny(bare, "int other;")._replace(libraries=["-lnone-of-this-name"]).make(bare / "objects", binary)
+    assert library.facts_of(binary) == before
+
+
+def test_the_recipe(cuda_torch, monkeypatch):
+    """For the visible cards, with the facts that decide about it."""
+    monkeypatch.setattr(extension, "cards", lambda: [(8, 6), (9, 0)])
+    recipe = extension.recipe()
+    facts = {
+        "version": scratchcuda.__version__,
+        "torch": "2.11.0+cu130",
+        "cuda": "13.0",
+        "architectures": ["sm_86", "sm_90"],
+    }
+    assert recipe.facts.items() >= (facts | {"sources": extension.sources_digest()}).items()
+    generated = [word for word in recipe.calls[0] if word.startswith("-gencode")]
+    assert generated == ["-gencode=arch=compute_86,code=sm_86", "-gencode=arch=compute_90,code=sm_90"]
+    assert recipe.libraries[-1] == str(cuda_torch / "usual/lib64/libcudart.so.13")
+    monkeypatch.setattr(toolchain, "pypi_folders", lambda: [make_toolkit(cuda_torch / "pypi", library="lib")])
+    assert extension.recipe().libraries[-1] == str(cuda_torch / "pypi/lib/libcudart.so.13")
+    made = {recipe.made_of(), extension.recipe().made_of()}
+    for place, name, changed in (
+        (toolchain, "torch", lambda: toolchain.Torch(cuda_torch / "torch", "2.12.0", "13.0")),
+        (toolchain, "host_compiler", lambda: toolchain.Compiler(["g++"], "g++", [], "another")),
+        (extension.platform, "python_version", lambda: "3.99"),
+        (extension, "cards", lambda: [(9, 0)]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, changed)
+            made.add(extension.recipe().made_of())
+    assert len(made) == 6
+
+
+def test_a_compiler_of_several_words(cuda_torch, monkeypatch):
+    ccache = cuda_torch / "cc ache"
+    ccache.write_text('#!/bin/sh\n[ "$1" = --version ] && echo ccache 9 || exec "$@"\n')
+    ccache.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{ccache}' g++ -m64 -include time")
+    recipe = extension.recipe()
+    assert recipe.facts["compiler"] == toolchain.text("g++", "--version").splitlines()[0]
+    assert recipe.link[:3] == [str(ccache), "g++", "-m64"]
+    assert recipe.calls[0][1:5] == ["-ccbin", "g++", "-Xcompiler", "-m64"]
+
+
+@pytest.mark.parametrize(
+    ("value", "yes"),
+    [("", False), ("0", False), ("False", False), ("off", False), ("1", True), ("true", True), ("ON", True)],
+)
+def test_flags(value, yes, monkeypatch):
+    monkeypatch.setenv("FORCE_CUDA", value)
+    assert library.asked("FORCE_CUDA") == yes
+
+
+def test_no_home(bare, monkeypatch):
+    monkeypatch.delenv("SCRATCHCUDA_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(
+        BuildError, match="there is no home folder to keep builds in; set SCRATCHCUDA_CACHE to a folder"
+    ):
+        tiny(bare).built()
+
+
+def test_cards_that_cannot_be_asked(monkeypatch):
+    def busy(device):
+        raise RuntimeError("all devices are busy")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", busy)
+    with pytest.raises(
+        BuildError, match=r"torch does not tell which cards there are \(all devices are busy\); nvidia-smi"
+    ):
+        extension.cards()
+
+
 def test_what_else_is_missing_is_named(cuda_torch, monkeypatch):
-    assert extension.recipe().facts["architectures"][0] == "sm_75"
     monkeypatch.setattr(extension.sysconfig, "get_path", lambda name: "/nowhere")
     with pytest.raises(BuildError, match=rf"no /nowhere/Python.h; sudo apt install python3.{sys.version_info[1]}-dev"):
         extension.recipe()
@@ -333,7 +435,13 @@ def test_the_backend_to_begin_with(variables, backend):
     assert subprocess.check_output(command, env=environment, text=True).strip() == backend
 
 
-FACTS = {"cuda": "13.0", "architectures": ["sm_80", "sm_90"], "torch": "2.11.0", "sources": extension.sources_digest()}
+FACTS = {
+    "bytes": 0,
+    "cuda": "13.0",
+    "architectures": ["sm_80", "sm_90"],
+    "torch": "2.11.0",
+    "sources": extension.sources_digest(),
+}
 
 
 @pytest.mark.parametrize(
@@ -344,7 +452,8 @@ FACTS = {"cuda": "13.0", "architectures": ["sm_80", "sm_90"], "torch": "2.11.0",
         ({"cuda": "12.8"}, [], "it was built for CUDA 12.8, torch has 13.0"),
         ({"sources": "others"}, [], "it was built from other sources than those in "),
         ({}, [(9, 0), (12, 0)], "it was built for sm_80, sm_90, not for compute capability 12.0"),
-        (None, [], "_C.json is missing beside it"),
+        ({"bytes": 1}, [], "it and _C.json beside it are not as they were written"),
+        (None, [], "it and _C.json beside it are not as they were written"),
     ],
 )
 def test_a_build_that_does_not_fit_is_known_without_loading_it(facts, cards, fault, cuda_torch, monkeypatch):
@@ -385,15 +494,39 @@ def first_use(cuda_torch, monkeypatch):
     binary = cuda_torch / "_C.so"
     monkeypatch.setattr(extension, "installed", lambda: binary)
     monkeypatch.delitem(sys.modules, "scratchcuda._C", raising=False)
-    monkeypatch.setattr(Library, "make", lambda self, folder, built: (built.write_text(""), print(self.title)))
+
+    def write(built):
+        built.parent.mkdir()
+        built.write_text("")
+
+    monkeypatch.setattr(Library, "make", lambda self, folder, built: (write(built), print(self.title)))
     _backend._missing.cache_clear()
     yield binary
     _backend._missing.cache_clear()
 
 
-def test_a_build_that_does_not_load_is_a_reason(first_use):
+def test_builds_that_do_not_load_are_a_reason(first_use):
     """That which was installed, then that of the first use."""
-    assert re.match(r"kernels-\w+.so does not load beside torch .* \(.*\)$", _backend.kernels_missing())
+    first_use.touch()
+    first_use.with_suffix(".json").write_text(json.dumps(FACTS))
+    fault = r"does not load beside torch .* \(.*\)"
+    told = rf"/.*/_C.so is set aside: _C.so {fault}; kernels-\w+.so {fault}; set SCRATCHCUDA_CACHE to another folder"
+    assert re.match(told, _backend.kernels_missing())
+
+
+def test_threads_that_ask_at_once_load_one(first_use, monkeypatch):
+    asked = []
+    monkeypatch.setattr(extension, "misfit", lambda library: asked.append(library) or time.sleep(0.1) or "no")
+    monkeypatch.setattr(_backend, "load", lambda path: "")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: _backend.kernels_missing(), range(4))) == [""] * 4
+    assert len(asked) == 1
+
+
+def test_what_is_loaded_is_not_replaced(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scratchcuda._C", SimpleNamespace(__file__="/one/_C.so"))
+    assert _backend.load(Path("/one/_C.so")) == ""
+    assert _backend.load(Path("/another/_C.so")) == "/one/_C.so is loaded already"
 
 
 def test_an_unfit_build_is_set_aside(first_use, capsys, monkeypatch):
@@ -413,7 +546,10 @@ def test_why_nothing_can_be_built_is_said(first_use, monkeypatch):
     assert _backend.kernels_missing() == cause
     first_use.touch()
     _backend._missing.cache_clear()
-    assert _backend.kernels_missing() == f"{first_use} is set aside: _C.json is missing beside it; {cause}"
+    assert (
+        _backend.kernels_missing()
+        == f"{first_use} is set aside: it and _C.json beside it are not as they were written; {cause}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def machine(monkeypatch, tmp_path):
             library.parent.mkdir()
             library.write_text("")
             facts = {
+                "bytes": 0,
                 "cuda": built,
                 "torch": "2.11.0",
                 "architectures": ["sm_90"],
@@ -52,6 +53,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(doctor, "driver", lambda: driver and {"version": "580.95", "cuda": driver})
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[getattr(i, "index", i)])
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "a card")
 
     return change

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = [pytest.mark.backends("tensor"), pytest.mark.slow]
 
@@ -26,7 +27,7 @@ SITE = f"lib/python3.{sys.version_info.minor}/site-packages"
 SETTINGS = ("CUDA_HOME", "CXX", "FORCE_CUDA", "MAX_JOBS", "PYTHONPATH", "SCRATCHCUDA_BACKEND", "SCRATCHCUDA_NO_CUDA")
 #: What a first CUDA tensor does.
 FIRST_USE = "from scratchcuda import _backend; print(_backend.kernels_missing() or 'ready')"
-CPU_TORCH = "torch 2.13.0+cpu is built without CUDA; pip install --force-reinstall torch\n"
+CPU_TORCH = f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch\n"
 HEADERS = ("include/crt/host_config.h", "include/nv/target", "include/cuda_fp16.h")
 NO_TOOLKIT_CURE = "pip install 'cuda-toolkit[nvcc,cccl,crt,nvvm]==13.0.*'"
 
@@ -47,8 +48,8 @@ class Environment:
     def hide(self, place):
         """Nothing exists there, to Python."""
         (self.site / "sitecustomize.py").write_text(
-            "import pathlib\nexists = pathlib.Path.exists\n"
-            f"pathlib.Path.exists = lambda self: not str(self).startswith({place!r}) and exists(self)\n"
+            "import os\nexists = os.path.exists\n"
+            f"os.path.exists = lambda path: not str(path).startswith({place!r}) and exists(path)\n"
         )
 
     def command(self, *arguments, **variables):
@@ -125,13 +126,16 @@ def wheel(source, tmp_path_factory):
 
 @pytest.mark.parametrize("isolation", [[], ["--no-build-isolation"]], ids=["isolated", "beside"])
 def test_a_cpu_torch(isolation, cpu, source):
-    cause = "torch 2.13.0+cpu is built without CUDA" if isolation else "torch is not installed here"
+    cause = f"torch {torch.__version__} is built without CUDA" if isolation else "torch is not installed here"
     assert f"scratchcuda is built without its CUDA kernels: {cause}; pip install" in cpu.install(*isolation, source)
     assert cpu.run("-c", "import scratchcuda, torch; print(scratchcuda.ops.relu(-torch.ones(1)))") == "tensor([0.])\n"
     found = cpu.doctor()
     assert found["cpu_tensors"]["served_by"] == "torch's tensor operations"
     assert found["cuda_tensors"]["served_by"] == "nothing"
-    assert cpu.doctor(status=1, FORCE_CUDA="1")["problems"][0]["cause"] == "torch 2.13.0+cpu is built without CUDA"
+    assert (
+        cpu.doctor(status=1, FORCE_CUDA="1")["problems"][0]["cause"]
+        == f"torch {torch.__version__} is built without CUDA"
+    )
     assert f"FORCE_CUDA is set, but {cause}" in cpu.install(*isolation, source, status=1, FORCE_CUDA="1")
 
 
@@ -180,11 +184,11 @@ def test_first_use(cuda, source, tmp_path):
     told = [process.communicate(timeout=300)[0] for process in (start(), start())]
     assert [text.endswith("ready\n") for text in told] == [True, True], told
     assert "".join(told).count("building the CUDA kernels (sm_90) ...") == 1
-    assert "".join(told).count("waiting for another process that builds") == 1
+    assert "".join(told).count("waiting for another process that builds") <= 1
     assert whole.items() <= {path: path.stat().st_mtime_ns for path in objects.iterdir()}.items()
     assert cuda.run("-c", FIRST_USE) == "ready\n"  # from the cache, whatever becomes of the toolkit's PATH
     found = cuda.doctor()
-    assert found["toolkits"][0] | {"fault": ""} == found["toolkits"][0]
+    assert found["toolkits"][0]["fault"] == ""
     assert found["kernels"].endswith(".so fits")
     assert found["builds"][0]["facts"]["architectures"] == ["sm_90"]
 
@@ -239,7 +243,7 @@ def test_a_cache_that_cannot_be_written(cuda, source):
     (cuda.site / "sitecustomize.py").unlink()
     cuda.install(source)
     told = cuda.run("-c", FIRST_USE, SCRATCHCUDA_CACHE="/proc/cache")
-    assert told.startswith("the CUDA kernels (sm_90) cannot be kept in /proc/cache (")
+    assert told.startswith("what is built cannot be kept in /proc/cache (")
     assert told.endswith("); set SCRATCHCUDA_CACHE to a folder that can be written\n")
 
 
@@ -276,6 +280,26 @@ def test_an_editable_install(source, cuda):
         assert told.endswith(" s\nready\n")
     finally:
         kernel.write_text(before)
+
+
+@needs_cuda_torch
+def test_what_was_removed_is_in_no_later_wheel(source, cuda):
+    left = source / "csrc/kernels/left.cuh"
+    names = []
+    for here in (True, False):
+        left.touch() if here else left.unlink()
+        cuda.pip("wheel", "--no-build-isolation", "--no-deps", "-w", cuda.folder, source)
+        (made,) = cuda.folder.glob("*-py3-none-any.whl")
+        names.append("scratchcuda/csrc/kernels/left.cuh" in zipfile.ZipFile(made).namelist())
+    assert names == [True, False]
+
+
+@needs_cuda_torch
+def test_a_source_distribution_beside_a_cuda_torch_is_of_no_version_of_cuda(source, cuda, tmp_path):
+    (cuda.site / "sitecustomize.py").unlink()
+    code = f"import os; os.chdir({str(source)!r}); from setuptools import build_meta as built; "
+    cuda.run("-c", f"{code}built.build_sdist({str(tmp_path)!r})")
+    assert [path.name for path in tmp_path.glob("*.tar.gz")] == ["scratchcuda-0.1.0.tar.gz"]
 
 
 def test_a_source_distribution(source, cpu, tmp_path):

@@ -50,25 +50,26 @@ def build(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     for variant in variants:
         kernels += VARIANTS[variant][0]
         own += VARIANTS[variant][1]
-    calls = [[*compiler, *own, *kernels, include, str(path)] for path in [*kernel_sources(), *extra]]
-    calls += [[*compiler, *own, include, str(path)] for path in sorted((csrc() / "emulator").glob("*.cpp"))]
-    link = [flag for flag in kernels if flag.startswith("-fsanitize=") and flag != "-fsanitize=alignment"]
+    calls = [[*compiler.words, *own, *kernels, include, str(path)] for path in [*kernel_sources(), *extra]]
+    calls += [[*compiler.words, *own, include, str(path)] for path in sorted((csrc() / "emulator").glob("*.cpp"))]
+    link = [*compiler.words, "-shared"]
+    link += [flag for flag in kernels if flag.startswith("-fsanitize=") and flag != "-fsanitize=alignment"]
+    libraries = ["-Wl,-Bsymbolic", "-ldl"]
     if not extra:
         ops = ["-DSCRATCHCUDA_EMULATOR=1", f"-DSCRATCHCUDA_NAMESPACE={namespace(variants)}", *toolchain.STABLE_FLAGS]
         ops += [f"-isystem{torch.folder}/include", include]
-        calls += [[*compiler, *_FLAGS, *ops, str(path)] for path in op_sources()]
-        link += [f"-L{torch.folder}/lib", "-ltorch_cpu"]
-    identity = repr([toolchain.text(compiler[0], "--version"), torch.version, platform.machine()])
-    link = [*compiler, *link, "-Wl,-Bsymbolic", "-ldl"]
+        calls += [[*compiler.words, *_FLAGS, *ops, str(path)] for path in op_sources()]
+        libraries += [f"-L{torch.folder}/lib", "-ltorch_cpu"]
+    identity = repr([compiler.version, torch.version, platform.machine()])
     name = "-".join(["emulator", *variants])
-    return Library(name, f"the {name}", identity, calls, link, {}).built()
+    return Library(name, f"the {name}", identity, calls, link, libraries, {}).built()
 
 
 def sanitizer_environment(variant: str) -> dict[str, str]:
     """What a process that loads this variant, "address" or "thread", has to be started with: runtime first."""
     # libstdc++ has to be there when AddressSanitizer starts, or it does not survive the first exception.
     runtimes = [{"address": "libasan.so", "thread": "libtsan.so"}[variant], "libstdc++.so.6"]
-    find = [[*toolchain.host_compiler(), f"-print-file-name={runtime}"] for runtime in runtimes]
+    find = [[*toolchain.host_compiler().words, f"-print-file-name={runtime}"] for runtime in runtimes]
     found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in find]
     return {
         "SCRATCHCUDA_EMULATOR": variant,

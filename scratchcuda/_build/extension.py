@@ -1,16 +1,14 @@
 """The CUDA extension ``_C``: its sources, flags and architectures; and whether one that was built fits."""
 
 import json
-import os
 import platform
 import re
-import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
 from . import toolchain
-from .library import PACKAGE, BuildError, Library, csrc, digest, headers, kernel_sources, op_sources
+from .library import PACKAGE, BuildError, Library, asked, csrc, digest, facts_of, headers, kernel_sources, op_sources
 
 _OP_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DUSE_CUDA"]
 _NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -18,7 +16,7 @@ _NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 def recipe() -> Library:
     """How to build it here. Raises BuildError if it cannot be built."""
-    if os.environ.get("SCRATCHCUDA_NO_CUDA") == "1":
+    if asked("SCRATCHCUDA_NO_CUDA"):
         raise BuildError("SCRATCHCUDA_NO_CUDA is set", "unset SCRATCHCUDA_NO_CUDA")
     torch = toolchain.torch()
     if torch.cuda is None:
@@ -34,29 +32,33 @@ def recipe() -> Library:
         "torch": torch.version,
         "cuda": kit.version,
         "architectures": toolchain.codes(kit.nvcc, cards()),
-        "compiler": toolchain.text(cxx[0], "--version").splitlines()[0],
+        "compiler": cxx.version,
         "python": platform.python_version(),
         "sources": sources_digest(),
     }
-    cuda = [word for folder in kit.includes for word in ("-isystem", str(folder))]  # nvcc wants two words
+    # Two words, as nvcc wants it; and the system's own folder has its place among those of the compiler.
+    cuda = [word for path in kit.includes if path != Path("/usr/include") for word in ("-isystem", str(path))]
     generate = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in facts["architectures"]]
-    gxx = [word for word in cxx if shutil.which(word)][-1]  # of "ccache g++", g++
-    kernels = [str(kit.nvcc), *_NVCC_FLAGS, "-ccbin", gxx, *generate, *cuda]
-    ops = [*cxx, *_OP_FLAGS, f"-isystem{torch.folder / 'include'}", *cuda]
+    kernels = [str(kit.nvcc), *cxx.for_nvcc(), *_NVCC_FLAGS, *generate, *cuda]
+    ops = [*cxx.words, *_OP_FLAGS, f"-isystem{torch.folder / 'include'}", *cuda]
     told = f'-DBUILD_FACTS=R"facts({json.dumps(facts)})facts"'
     calls = [[*kernels, str(path)] for path in kernel_sources()]
     calls += [[*ops, *toolchain.STABLE_FLAGS, str(path)] for path in op_sources()]
     calls += [[*ops, told, f"-isystem{python}", str(csrc() / "ops/module.cpp")]]  # with torch's own copy of pybind11
-    link = [gxx, f"-L{torch.folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", str(_runtime(kit))]
+    libraries = [f"-L{torch.folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", str(_runtime(kit))]
     identity = repr([facts["torch"], facts["cuda"], facts["compiler"], facts["python"], platform.machine()])
-    return Library("kernels", f"the CUDA kernels ({', '.join(facts['architectures'])})", identity, calls, link, facts)
+    title = f"the CUDA kernels ({', '.join(facts['architectures'])})"
+    return Library("kernels", title, identity, calls, [*cxx.words, "-shared"], libraries, facts)
 
 
 def cards() -> list[tuple[int, int]]:
     """The compute capabilities of the cards that are visible, as far as the kernels can run on them."""
-    import torch
+    try:
+        import torch
 
-    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    except (ImportError, OSError, RuntimeError, AssertionError) as error:
+        raise BuildError(f"torch does not tell which cards there are ({error})", "nvidia-smi") from None
     return sorted(card for card in found if card >= toolchain.ARCHITECTURES[0])
 
 
@@ -87,10 +89,11 @@ def misfit(library: Path) -> str:
 
     It is not loaded for that: one that is loaded cannot be replaced.
     """
-    facts_file = library.with_suffix(".json")
-    if not library.exists() or not facts_file.exists():
-        return "it was not built" if not library.exists() else f"{facts_file.name} is missing beside it"
-    facts, cuda = json.loads(facts_file.read_text()), toolchain.torch().cuda or "none"
+    if not library.exists():
+        return "it was not built"
+    if (facts := facts_of(library)) is None:
+        return f"it and {library.with_suffix('.json').name} beside it are not as they were written"
+    cuda = toolchain.torch().cuda or "none"
     if facts["cuda"].split(".")[0] != cuda.split(".")[0]:
         return f"it was built for CUDA {facts['cuda']}, torch has {cuda}"
     if facts["sources"] != sources_digest():

@@ -32,8 +32,9 @@ class Library(NamedTuple):
         title: what it is, to people.
         identity: what decides about the result besides the calls and the sources: versions.
         calls: for each source, which comes last, its call but for the output.
-        link: the call that links, but for objects and output.
-        facts: to be written beside it, into a JSON file of its name, if there are any.
+        link: the call that links, but for objects, libraries and output.
+        libraries: what is linked after the objects.
+        facts: to be written beside it, into a JSON file of its name.
     """
 
     name: str
@@ -41,41 +42,77 @@ class Library(NamedTuple):
     identity: str
     calls: list[list[str]]
     link: list[str]
+    libraries: list[str]
     facts: dict
 
-    def cached(self) -> Path:
-        """Where it lies in the cache once it is built: elsewhere for other sources, calls or versions."""
+    def made_of(self) -> str:
+        """A digest that differs for other sources, calls or versions."""
         sources = (Path(call[-1]).read_bytes() for call in self.calls)
-        return cache() / f"{self.name}-{digest(self.identity, repr([self.calls, self.link]), headers(), *sources)}.so"
+        return digest(self.identity, repr([self.calls, self.link, self.libraries]), headers(), *sources)
+
+    def cached(self) -> Path:
+        """Where it lies in the cache once it is built."""
+        return cache() / f"{self.name}-{self.made_of()}.so"
+
+    def built(self) -> Path:
+        """Where it lies in the cache; built first if it does not."""
+        library = self.cached()
+        try:
+            if not self._is(library):
+                self.make(cache() / self.name, library)
+        except OSError as error:
+            cure = "set SCRATCHCUDA_CACHE to a folder that can be written"
+            raise BuildError(f"what is built cannot be kept in {cache()} ({error})", cure) from None
+        return library
 
     def make(self, folder: Path, library: Path) -> None:
-        """Build it, with a line on stderr that says so.
+        """Build it, with a line on stderr that says so; of several processes that want it, one does.
 
         Objects are kept in the folder. Those that are there from before, of the same source and call, are used again:
         an edit compiles one file, and a build that was interrupted goes on where it ended.
         """
+        import fcntl  # not on Windows, where nothing is built
+
+        for place in (folder, library.parent):
+            place.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:  # the system's: a process that is killed leaves none behind
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"scratchcuda: waiting for another process that builds in {folder}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._is(library):
+                print(f"scratchcuda: {library} is there already", file=sys.stderr)
+            else:
+                self._compile(folder, library)
+
+    def _is(self, library: Path) -> bool:
+        """Whether this file is what would be built, and whole: a library that was cut off kills who loads it."""
+        facts = facts_of(library)
+        return facts is not None and facts.get("made_of") == self.made_of()
+
+    def _compile(self, folder: Path, library: Path) -> None:
         common = headers()
 
         def compiled(call: list[str]) -> Path:
             source = Path(call[-1])
-            made_of = digest(self.identity, repr(call), source.read_bytes(), common)
-            object_ = folder / f"{source.stem}-{made_of}.o"
+            object_ = folder / f"{source.stem}-{digest(self.identity, repr(call), source.read_bytes(), common)}.o"
             if not object_.exists():
-                _run([*call, "-c"], object_)
+                os.replace(_run([*call, "-c"], object_), object_)
             return object_
 
         begin = time.monotonic()
         print(f"scratchcuda: building {self.title} ...", end=" ", file=sys.stderr, flush=True)
         try:
-            for place in (folder, library.parent):
-                place.mkdir(parents=True, exist_ok=True)
-            for part in [*folder.glob("*.o.*.part"), *library.parent.glob(f"{library.name}.*.part")]:
+            for part in [*folder.glob("*.part"), *library.parent.glob(f"{library.name}.*.part")]:
                 part.unlink()  # of a build that was killed
             with ThreadPoolExecutor(jobs()) as pool:
                 objects = list(pool.map(compiled, self.calls))
-            if self.facts:
-                library.with_suffix(".json").write_text(json.dumps(self.facts, indent=2))
-            _run([self.link[0], "-shared", *map(str, objects), *self.link[1:]], library)
+            linked = _run([*self.link, *map(str, objects), *self.libraries], library)
+            library.unlink(missing_ok=True)  # the facts of one are never beside the other
+            facts = self.facts | {"made_of": self.made_of(), "bytes": linked.stat().st_size}
+            library.with_suffix(".json").write_text(json.dumps(facts, indent=2))
+            os.replace(linked, library)
             for old in set(folder.glob("*.o")).difference(objects):
                 old.unlink()
         except BaseException:
@@ -83,27 +120,14 @@ class Library(NamedTuple):
             raise
         print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr)
 
-    def built(self) -> Path:
-        """Where it lies in the cache. It is built first if it does not; of several processes, by one of them."""
-        from filelock import FileLock, Timeout  # it comes with torch
 
-        library = self.cached()
-        try:
-            if not library.exists():
-                cache().mkdir(parents=True, exist_ok=True)
-                lock = FileLock(cache() / "lock")  # the system's: a process that is killed leaves none behind
-                try:
-                    held = lock.acquire(timeout=0)
-                except Timeout:
-                    print(f"scratchcuda: waiting for another process that builds in {cache()}", file=sys.stderr)
-                    held = lock.acquire()
-                with held:
-                    if not library.exists():
-                        self.make(cache() / self.name, library)
-        except (OSError, NotImplementedError) as error:
-            cure = "set SCRATCHCUDA_CACHE to a folder that can be written"
-            raise BuildError(f"{self.title} cannot be kept in {cache()} ({error})", cure) from None
-        return library
+def facts_of(library: Path) -> dict | None:
+    """The facts of a library that was built, from the file beside it; None if either is not there as it was written."""
+    try:
+        facts = json.loads(library.with_suffix(".json").read_text())
+        return facts if facts["bytes"] == library.stat().st_size else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def digest(*parts: str | bytes) -> str:
@@ -113,8 +137,8 @@ def digest(*parts: str | bytes) -> str:
     return whole.hexdigest()[:16]
 
 
-def _run(call: list[str], output: Path) -> None:
-    """The compiler's output appears whole, or not at all."""
+def _run(call: list[str], output: Path) -> Path:
+    """The output of a compiler, in a file that is still to be renamed: so it appears whole, or not at all."""
     part = output.with_name(f"{output.name}.{os.getpid()}.part")
     command = [*call, "-o", str(part)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -123,7 +147,12 @@ def _run(call: list[str], output: Path) -> None:
         if "unsupported GNU version" in done.stderr:
             cure = "name an older one in CXX, as in CXX=g++-14"
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}", cure)
-    os.replace(part, output)
+    return part
+
+
+def asked(name: str) -> bool:
+    """Whether this variable of the environment says yes."""
+    return os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def csrc() -> Path:
@@ -138,9 +167,8 @@ def headers() -> bytes:
 
 def cache() -> Path:
     """Where built libraries are kept: ``SCRATCHCUDA_CACHE``, or scratchcuda's folder in the user's cache."""
-    asked = os.environ.get("SCRATCHCUDA_CACHE")
-    if asked:
-        return Path(asked).absolute()
+    if folder := os.environ.get("SCRATCHCUDA_CACHE"):
+        return Path(folder).absolute()
     try:
         user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:
@@ -150,11 +178,10 @@ def cache() -> Path:
 
 def jobs() -> int:
     """How many compilers run at once: MAX_JOBS, or one for each core that is ours and each GiB that is free."""
-    asked = os.environ.get("MAX_JOBS")
-    if asked:
-        if not asked.isdecimal() or int(asked) < 1:
-            raise BuildError(f"MAX_JOBS is {asked!r}, expected a positive integer", "unset MAX_JOBS")
-        return int(asked)
+    if number := os.environ.get("MAX_JOBS"):
+        if not number.isdecimal() or int(number) < 1:
+            raise BuildError(f"MAX_JOBS is {number!r}, expected a positive integer", "unset MAX_JOBS")
+        return int(number)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, _free_bytes() // _JOB_BYTES))
 

@@ -1,6 +1,7 @@
 """What is here to build with: torch, a CUDA toolkit, a host compiler."""
 
 import importlib.util
+import itertools
 import os
 import re
 import runpy
@@ -40,6 +41,18 @@ class Torch(NamedTuple):
     cuda: str | None
 
 
+class Compiler(NamedTuple):
+    """A host compiler: the words of its call (``ccache g++ -m64``), of these the program and its options."""
+
+    words: list[str]
+    program: str
+    options: list[str]
+    version: str
+
+    def for_nvcc(self) -> list[str]:
+        return ["-ccbin", self.program, *(word for option in self.options for word in ("-Xcompiler", option))]
+
+
 class Toolkit(NamedTuple):
     """A CUDA toolkit: where it was found, and what is wrong with it, if anything."""
 
@@ -72,13 +85,19 @@ def torch() -> Torch:
     return Torch(folder, version, known.get("cuda"))
 
 
-def host_compiler() -> list[str]:
-    """``CXX``, which may be several words, or g++."""
-    words = shlex.split(os.environ.get("CXX") or "g++")
-    if not text(words[0], "--version"):
-        cure = "unset CXX, or name one that does" if os.environ.get("CXX") else "sudo apt install g++"
-        raise BuildError(f"the host compiler {words[0]} does not run", cure)
-    return words
+def host_compiler() -> Compiler:
+    """``CXX``, or g++."""
+    told = os.environ.get("CXX", "").strip()
+    cure = "unset CXX, or name one that does" if told else "sudo apt install g++"
+    try:
+        words = shlex.split(told or "g++")
+    except ValueError as error:
+        raise BuildError(f"CXX is {told!r} ({error})", cure) from None
+    programs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    version = text(programs[-1], "--version") if programs else ""
+    if not version or not text(words[0], "--version"):
+        raise BuildError(f"the host compiler {told or 'g++'} does not run", cure)
+    return Compiler(words, programs[-1], words[len(programs) :], version.splitlines()[0])
 
 
 def pypi_folders() -> list[Path]:
@@ -86,7 +105,7 @@ def pypi_folders() -> list[Path]:
     user, or in an environment layered on another, apart from the runtime that came with torch."""
     spec = importlib.util.find_spec("nvidia")
     places = spec.submodule_search_locations if spec else None
-    return [folder for place in places or () for folder in sorted(Path(place).glob("*")) if folder.is_dir()]
+    return [folder for place in places or () for folder in sorted(Path(place).glob("*")) if os.path.isdir(folder)]
 
 
 def toolkits(cuda: str | None = None) -> list[Toolkit]:
@@ -97,33 +116,37 @@ def toolkits(cuda: str | None = None) -> list[Toolkit]:
     """
     home, on_path = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
     places = [("CUDA_HOME", Path(home, "bin/nvcc"))] if home else []
-    places += [("PyPI", folder / "bin/nvcc") for folder in pypi_folders() if (folder / "bin/nvcc").exists()]
+    places += [("PyPI", folder / "bin/nvcc") for folder in pypi_folders() if os.path.exists(folder / "bin/nvcc")]
     places += [("PATH", Path(on_path))] if on_path else []
-    places += [(str(USUAL), USUAL / "bin/nvcc")] if (USUAL / "bin/nvcc").exists() else []
+    places += [(str(USUAL), USUAL / "bin/nvcc")] if os.path.exists(USUAL / "bin/nvcc") else []
     found = [_toolkit(source, nvcc, cuda) for source, nvcc in places]
     return [kit for i, kit in enumerate(found) if kit.nvcc not in [earlier.nvcc for earlier in found[:i]]]
 
 
 def _toolkit(source: str, nvcc: Path, cuda: str | None) -> Toolkit:
     """The toolkit of this nvcc, which may be a script that calls another one: that one is asked where it is."""
+    try:
+        ccbin = host_compiler().for_nvcc()  # without one that it knows nvcc tells nothing
+    except BuildError:
+        ccbin = []
     release = re.search(r"release (\d+\.\d+)", text(nvcc, "--version"))
-    told = dict(re.findall(r"^#\$ (\w+)=(.*)", text(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull), re.MULTILINE))
+    dry = text(nvcc, "--dryrun", *ccbin, "-E", "-x", "cu", os.devnull)
+    told = dict(re.findall(r"^#\$ (\w+)=(.*)", dry, re.MULTILINE))
     if not release or "TOP" not in told:
-        return Toolkit(source, nvcc, fault="nvcc does not run" if nvcc.exists() else "there is no nvcc")
-    top = Path(told["TOP"].strip()).resolve()
-    version, real = release[1], top / "bin/nvcc"
+        return Toolkit(source, nvcc, fault="nvcc does not run" if os.path.exists(nvcc) else "there is no nvcc")
+    top, version = Path(told["TOP"].strip()).resolve(), release[1]
     folders = [top, *top.glob("targets/*"), *(f for f in pypi_folders() if f.name == top.name)]
-    includes = tuple(dict.fromkeys(path.resolve() for f in folders if (path := f / "include").is_dir()))
-    kit = Toolkit(source, real, version, includes)
-    headers = [path for folder in includes if (path := folder / "cuda_runtime_api.h").exists()]
+    includes = tuple(dict.fromkeys(path.resolve() for f in folders if os.path.isdir(path := f / "include")))
+    kit = Toolkit(source, top / "bin/nvcc" if os.path.exists(top / "bin/nvcc") else nvcc, version, includes)
+    headers = [path for folder in includes if os.path.exists(path := folder / "cuda_runtime_api.h")]
     if not headers:
         return kit._replace(fault="it holds no include/cuda_runtime_api.h")
     number = int(re.search(r"define CUDART_VERSION\s+(\d+)", headers[0].read_text())[1])  # type: ignore[index]
     if (of_headers := f"{number // 1000}.{number % 1000 // 10}") != version:
         return kit._replace(fault=f"its nvcc is of CUDA {version}, its headers in {headers[0].parent} of {of_headers}")
     parts = [Path(told.get("CICC_PATH", f"{top}/nvvm/bin").strip(), "cicc")]
-    parts += [next((p for i in includes if (p := i / name).exists()), top / "include" / name) for name in _HEADERS]
-    if missing := [str(part) for part in parts if not part.exists()]:
+    parts += [next((p for i in includes if os.path.exists(p := i / name)), top / "include" / name) for name in _HEADERS]
+    if missing := [str(part) for part in parts if not os.path.exists(part)]:
         return kit._replace(fault=f"it holds no {missing[0]}")
     if cuda and version.split(".")[0] != cuda.split(".")[0]:
         return kit._replace(fault=f"it is of CUDA {version}, torch is built for {cuda}")
@@ -155,7 +178,11 @@ def codes(nvcc: Path, cards: Iterable[tuple[int, int]] = ()) -> list[str]:
     ``TORCH_CUDA_ARCH_LIST`` names them, or else these cards, by their compute capabilities, or else all of
     :data:`ARCHITECTURES` that this nvcc knows, and PTX for what comes after. A card newer than nvcc takes PTX.
     """
-    known = [int(number) for number in re.findall(r"sm_(\d+)", text(nvcc, "--list-gpu-code"))]
+    listed = map(int, re.findall(r"sm_(\d+)", text(nvcc, "--list-gpu-code")))
+    least, *_ = (10 * major + minor for major, minor in ARCHITECTURES)
+    known = [number for number in listed if number >= least]
+    if not known:
+        raise BuildError(f"{nvcc} does not tell which architectures it knows", "set CUDA_HOME to another toolkit")
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     for name, meaning in _ARCHITECTURE_NAMES.items():
         asked = re.sub(rf"\b{name}\b(\+PTX)?", meaning, asked)
