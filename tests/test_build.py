@@ -29,8 +29,8 @@ def make_toolkit(top, version="13.0", of_headers=None, without=(), library="lib6
     """A folder that answers as a toolkit does."""
     script = f"""#!/bin/sh
 [ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{version}.88"
-[ "$1" = --list-gpu-code ] && printf 'sm_75\\nsm_80\\nsm_86\\nsm_90\\nsm_100\\n'
-[ "$1" = --dryrun ] && echo "#$ TOP={top}/bin/.." >&2 && echo "#$ CICC_PATH={top}/bin/../nvvm/bin" >&2
+[ "$1" = --list-gpu-code ] && printf 'sm_70\\nsm_75\\nsm_80\\nsm_86\\nsm_90\\nsm_100\\n'
+[ "$1 $2" = "--dryrun -ccbin" ] && echo "#$ TOP={top}/bin/.." >&2 && echo "#$ CICC_PATH={top}/bin/../nvvm/bin" >&2
 exit 0
 """
     number = (of_headers or version + ".0").split(".")
@@ -171,8 +171,13 @@ def test_jobs_are_bounded_by_cores_and_memory(asked, cores, free, expected, monk
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
-def test_free_memory_is_some():
+def test_free_memory_is_that_of_the_machine_and_of_the_container(tmp_path, monkeypatch):
     assert 2**20 < library._free_bytes() < 2**50
+    monkeypatch.setattr(library, "_CGROUP", tmp_path)
+    for limit, free in (("max", pytest.approx(library._free_bytes(), rel=0.5)), ("3000", 2000)):  # others use some, too
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("1000")
+        assert library._free_bytes() == free
 
 
 def tiny(folder, text='extern "C" int answer() { return 42; }', identity=""):
@@ -319,7 +324,7 @@ def test_a_truncated_library_is_built_anew(bare):
     assert library.facts_of(built)
 
 
-def test_a_failed_link_vouches_for_nothing(bare):
+def test_a_failed_link_vouches_for_nothing(bare, monkeypatch):
     """The facts of a build in place stay those of the library that is there."""
     binary = bare / "in place.so"
     tiny(bare).make(bare / "objects", binary)
@@ -327,6 +332,10 @@ def test_a_failed_link_vouches_for_nothing(bare):
     with pytest.raises(BuildError, match="failed:"):
         tiny(bare, "int other;")._replace(libraries=["-lnone-of-this-name"]).make(bare / "objects", binary)
     assert library.facts_of(binary) == before
+    monkeypatch.setattr(library.os, "replace", lambda part, whole: 1 / 0 if whole == binary else os.rename(part, whole))
+    with pytest.raises(ZeroDivisionError):  # as if it were killed there
+        tiny(bare, 'extern "C" int answer() { return 43; }').make(bare / "objects", binary)
+    assert library.facts_of(binary) is None
 
 
 def test_the_recipe(cuda_torch, monkeypatch):
@@ -345,7 +354,7 @@ def test_the_recipe(cuda_torch, monkeypatch):
     assert recipe.libraries[-1] == str(cuda_torch / "usual/lib64/libcudart.so.13")
     monkeypatch.setattr(toolchain, "pypi_folders", lambda: [make_toolkit(cuda_torch / "pypi", library="lib")])
     assert extension.recipe().libraries[-1] == str(cuda_torch / "pypi/lib/libcudart.so.13")
-    made = {recipe.made_of(), extension.recipe().made_of()}
+    made, identities = {recipe.made_of(), extension.recipe().made_of()}, {recipe.identity}
     for place, name, changed in (
         (toolchain, "torch", lambda: toolchain.Torch(cuda_torch / "torch", "2.12.0", "13.0")),
         (toolchain, "host_compiler", lambda: toolchain.Compiler(["g++"], "g++", [], "another")),
@@ -355,7 +364,9 @@ def test_the_recipe(cuda_torch, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, changed)
             made.add(extension.recipe().made_of())
+            identities.add(extension.recipe().identity)
     assert len(made) == 6
+    assert len(identities) == 4  # the cards are in the calls
 
 
 def test_a_compiler_of_several_words(cuda_torch, monkeypatch):

@@ -107,6 +107,16 @@ def test_what_serves_cuda_tensors_and_what_to_type(changes, served_by, why, cure
     assert f"CUDA tensors  served by {served_by}: " in shown
 
 
+def test_a_cache_that_is_no_folder_is_a_problem(machine, monkeypatch):
+    machine()
+    monkeypatch.setenv("SCRATCHCUDA_CACHE", __file__)
+    (problem,) = doctor.examine()["problems"]
+    assert problem == {
+        "cause": f"{__file__} cannot be written",
+        "cure": "set SCRATCHCUDA_CACHE to a folder that can be written",
+    }
+
+
 def test_builds_are_told_with_their_fault(machine, capsys):
     machine(built="12.8")
     doctor.run(as_json=False)

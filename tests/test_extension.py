@@ -31,6 +31,7 @@ def built():
 
 def test_build_facts(built):
     facts = built.build_facts()
+    assert scratchcuda._C is built
     assert facts.items() <= library.facts_of(Path(built.__file__)).items()
     assert facts["version"] == scratchcuda.__version__
     assert facts["cuda"].split(".")[0] == torch.version.cuda.split(".")[0]

@@ -155,6 +155,13 @@ def test_an_old_torch(cpu, source):
     assert f"ImportError: scratchcuda cannot be imported: {cause}" in cpu.run("-c", "import scratchcuda", status=1)
 
 
+def test_an_old_setuptools(cpu, source):
+    """Which a new environment of Python 3.11 has."""
+    cpu.pip("install", "-q", "setuptools==76.1.0")
+    told = "setuptools is 76.1.0, expected 77 or later; pip install 'setuptools>=77,<82'"
+    assert told in cpu.install("--no-build-isolation", source, status=1)
+
+
 @needs_cuda_torch
 def test_first_use(cuda, source, tmp_path):
     """Killed once, then asked for by two processes at once; with a toolkit behind a wrapper on PATH."""
@@ -168,6 +175,7 @@ def test_first_use(cuda, source, tmp_path):
     (cuda.site / "sitecustomize.py").unlink()
     cuda.variables["PATH"] = f"{wrapper.parent}:/usr/bin:/bin"
     assert cuda.doctor()["kernels"] == "the first CUDA tensor builds them, in about half a minute on two cores"
+    assert not (cuda.folder / "a cache").exists()  # neither the doctor builds nor an import
 
     def start():
         return subprocess.Popen(

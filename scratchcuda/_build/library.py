@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _JOB_BYTES = 2**30  # a compiler takes a quarter of it
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class BuildError(RuntimeError):
@@ -191,9 +192,8 @@ def _free_bytes() -> int:
     free = 2**62
     try:
         free = 1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1])  # type: ignore[index]
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text()  # "max" if there is none
-        free = min(free, int(limit) - int((group / "memory.current").read_text()))
+        limit = (_CGROUP / "memory.max").read_text()  # "max" if there is none
+        free = min(free, int(limit) - int((_CGROUP / "memory.current").read_text()))
     except (OSError, TypeError, ValueError):
         pass  # not Linux, or no limit
     return free
