@@ -3,11 +3,12 @@
 # make lint    ruff, clang-format, mypy
 # make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
 # make cuda-build   the CUDA extension from nothing, beside a CUDA torch in an environment of its own, and its tests
-# make install-check   install in every way and circumstance that is known to go wrong elsewhere, in fresh environments
+# make install-check   install in the ways and circumstances that are known to go wrong elsewhere, in fresh environments
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 # make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
 # make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
-# make gpu-check   on a machine with a GPU: build, prove and measure beside its Python and torch, in 8 minutes
+# make gpu-check   on a machine with a GPU: build, prove and measure beside its Python and torch, within 8 minutes
+# make format   apply what ruff and clang-format would change;   make clean   remove what the others have made
 # make bench   time fits against torch.nn, torch.compile, JAX and the documents' code, whichever are installed
 
 PYTHON ?= python3
@@ -92,7 +93,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/fit.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info scratchcuda/_C.*
 
 # One editable install of everything, in the versions of constraints.txt; made anew when these files change.
 $(READY): pyproject.toml setup.py constraints.txt

@@ -6,6 +6,7 @@ package installs without it, and the first CUDA tensor builds it; ``FORCE_CUDA=1
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import setuptools
@@ -25,6 +26,8 @@ del sys.path[0]
 
 def without(error: Exception) -> None:
     """The package without its extension, unless that was asked for."""
+    if find_spec("torch") is None:
+        error = BuildError("an isolated build sees no torch", "pip install --no-build-isolation . builds beside it")
     if asked("FORCE_CUDA"):
         sys.exit(f"FORCE_CUDA is set, but {error}")
     print(f"scratchcuda is built without its CUDA kernels: {error}", file=sys.stderr)

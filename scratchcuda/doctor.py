@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import scratchcuda
 from scratchcuda import _backend
 from scratchcuda._build import extension, toolchain
-from scratchcuda._build.library import BuildError, cache, facts_of, jobs
+from scratchcuda._build.library import BuildError, asked, cache, facts_of, jobs
 
 #: Of the environment, what decides about builds and backends.
 SETTINGS = (
@@ -29,6 +30,7 @@ SETTINGS = (
     "SCRATCHCUDA_CACHE",
     "SCRATCHCUDA_NO_CUDA",
     "TORCH_CUDA_ARCH_LIST",
+    "XDG_CACHE_HOME",
 )
 TENSOR = "torch's tensor operations"
 
@@ -119,11 +121,12 @@ def cards() -> list[dict[str, Any]]:
 def card_problem(found: dict[str, Any], problem: Any) -> str:
     """Why there can be no CUDA tensors here; nothing if there can."""
     if found["torch"]["cuda"] is None:
-        return problem(f"torch {torch.__version__} is built without CUDA", "pip install --force-reinstall torch")
+        cause = f"torch {torch.__version__} is built without CUDA"
+        wanted = found["driver"] or _backend.current == "kernels"
+        return problem(cause, "pip install --force-reinstall torch") if wanted else cause
     if found["driver"] is None:
-        return problem(
-            "there is no NVIDIA driver", "sudo apt install nvidia-driver (for a container: run it with --gpus all)"
-        )
+        cure = "sudo apt install nvidia-driver (on Ubuntu: sudo ubuntu-drivers install; in a container: --gpus all)"
+        return problem("there is no NVIDIA driver", cure)
     supported, needed = found["driver"]["cuda"], found["torch"]["cuda"]
     if int(supported.split(".")[0]) < int(needed.split(".")[0]):
         cause = f"the driver supports CUDA {supported}, torch is built for {needed}"
@@ -156,6 +159,8 @@ def libraries() -> list[Path]:
 def build(library: Path) -> dict[str, Any]:
     try:
         fault = extension.misfit(library)
+        if not fault and library not in (extension.installed(), extension.recipe().cached()):
+            fault = "it was built with another torch, compiler, Python or setting"
     except BuildError as error:
         fault = error.cause
     return {"library": str(library), "facts": facts_of(library), "fault": fault}
@@ -178,11 +183,15 @@ def kernel_state(problem: Any) -> tuple[bool, str]:
             return True, f"{aside}{library} fits"
         jobs()
         nearest = next(path for path in (cache(), *cache().parents) if path.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise BuildError(f"{cache()} cannot be written", "set SCRATCHCUDA_CACHE to a folder that can be written")
+        try:
+            tempfile.TemporaryDirectory(dir=nearest).cleanup()
+        except OSError as error:
+            cure = "set SCRATCHCUDA_CACHE to a folder that can be written"
+            raise BuildError(f"{cache()} cannot be written ({error})", cure) from None
         return True, f"{aside}the first CUDA tensor builds them, in about half a minute on two cores"
     except BuildError as error:
-        return False, aside + problem(error.cause, error.cure)
+        meant = asked("SCRATCHCUDA_NO_CUDA") or torch.version.cuda is None  # card_problem tells of that
+        return False, aside + (error.cause if meant else problem(error.cause, error.cure))
 
 
 def text(found: dict[str, Any]) -> str:

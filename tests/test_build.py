@@ -1,5 +1,6 @@
 """What is found to build with, what is built and how, and what is said where something is missing."""
 
+import itertools
 import json
 import os
 import re
@@ -25,10 +26,10 @@ ROOT = Path(__file__).parent.parent
 HEADERS = ("cuda_runtime_api.h", "crt/host_config.h", "cuda_fp16.h", "nv/target")
 
 
-def make_toolkit(top, version="13.0", of_headers=None, without=(), library="lib64"):
+def make_toolkit(top, version="13.0", nvcc="13.0.88", of_headers=None, without=(), library="lib64"):
     """A folder that answers as a toolkit does."""
     script = f"""#!/bin/sh
-[ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{version}.88"
+[ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{nvcc}"
 [ "$1" = --list-gpu-code ] && printf 'sm_70\\nsm_75\\nsm_80\\nsm_86\\nsm_90\\nsm_100\\n'
 [ "$1 $2" = "--dryrun -ccbin" ] && echo "#$ TOP={top}/bin/.." >&2 && echo "#$ CICC_PATH={top}/bin/../nvvm/bin" >&2
 exit 0
@@ -301,7 +302,7 @@ def test_sources_are_found_beside_the_package_and_within(tmp_path, monkeypatch):
             "12.8",
             "no CUDA toolkit can be used: .* torch is built for 12.8; conda install -c nvidia cuda-toolkit",
         ),
-        (None, None, "torch is not installed here; pip install torch"),
+        (None, None, "torch is not installed here; pip install torch$"),
     ],
 )
 def test_a_torch_that_does_not_do_is_named(version, cuda, message, bare, monkeypatch):
@@ -354,26 +355,27 @@ def test_the_recipe(cuda_torch, monkeypatch):
     assert recipe.libraries[-1] == str(cuda_torch / "usual/lib64/libcudart.so.13")
     monkeypatch.setattr(toolchain, "pypi_folders", lambda: [make_toolkit(cuda_torch / "pypi", library="lib")])
     assert extension.recipe().libraries[-1] == str(cuda_torch / "pypi/lib/libcudart.so.13")
-    made, identities = {recipe.made_of(), extension.recipe().made_of()}, {recipe.identity}
+    made, identities = {recipe.made_of()}, {recipe.identity}
     for place, name, changed in (
         (toolchain, "torch", lambda: toolchain.Torch(cuda_torch / "torch", "2.12.0", "13.0")),
         (toolchain, "host_compiler", lambda: toolchain.Compiler(["g++"], "g++", [], "another")),
         (extension.platform, "python_version", lambda: "3.99"),
         (extension, "cards", lambda: [(9, 0)]),
+        (toolchain, "pypi_folders", lambda: [make_toolkit(cuda_torch / "pypi", nvcc="13.0.99", library="lib")]),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, changed)
             made.add(extension.recipe().made_of())
             identities.add(extension.recipe().identity)
     assert len(made) == 6
-    assert len(identities) == 4  # the cards are in the calls
+    assert len(identities) == 5  # the cards are in the calls
 
 
 def test_a_compiler_of_several_words(cuda_torch, monkeypatch):
     ccache = cuda_torch / "cc ache"
     ccache.write_text('#!/bin/sh\n[ "$1" = --version ] && echo ccache 9 || exec "$@"\n')
     ccache.chmod(0o755)
-    monkeypatch.setenv("CXX", f"'{ccache}' g++ -m64 -include time")
+    monkeypatch.setenv("CXX", f"'{ccache}' g++ -m64 -include time")  # time is a program, but not the compiler
     recipe = extension.recipe()
     assert recipe.facts["compiler"] == toolchain.text("g++", "--version").splitlines()[0]
     assert recipe.link[:3] == [str(ccache), "g++", "-m64"]
@@ -416,7 +418,20 @@ def test_what_else_is_missing_is_named(cuda_torch, monkeypatch):
     monkeypatch.setattr(extension.sysconfig, "get_path", lambda name: "/nowhere")
     with pytest.raises(BuildError, match=rf"no /nowhere/Python.h; sudo apt install python3.{sys.version_info[1]}-dev"):
         extension.recipe()
-    monkeypatch.undo()
+
+
+def test_where_things_lie_does_not_matter(cuda_torch, monkeypatch):
+    """One cache serves many environments; only the system's own headers keep their place among the compiler's."""
+    first = extension.recipe()
+    monkeypatch.setattr(toolchain, "USUAL", make_toolkit(cuda_torch / "elsewhere"))
+    monkeypatch.setattr(toolchain, "torch", lambda: toolchain.Torch(cuda_torch / "moved/torch", "2.11.0+cu130", "13.0"))
+    second = extension.recipe()
+    assert first.calls != second.calls
+    assert first.made_of() == second.made_of()
+    system = toolchain.toolkit()._replace(includes=(Path("/usr/include"), cuda_torch))
+    monkeypatch.setattr(toolchain, "toolkit", lambda cuda: system)
+    call = extension.recipe().calls[0]
+    assert [word for before, word in itertools.pairwise(call) if before == "-isystem"] == [str(cuda_torch)]
 
 
 def test_the_runtime_is_named(cuda_torch):
@@ -463,8 +478,8 @@ FACTS = {
         ({"cuda": "12.8"}, [], "it was built for CUDA 12.8, torch has 13.0"),
         ({"sources": "others"}, [], "it was built from other sources than those in "),
         ({}, [(9, 0), (12, 0)], "it was built for sm_80, sm_90, not for compute capability 12.0"),
-        ({"bytes": 1}, [], "it and _C.json beside it are not as they were written"),
-        (None, [], "it and _C.json beside it are not as they were written"),
+        ({"bytes": 1}, [], "it is cut off, or _C.json beside it is missing or damaged"),
+        (None, [], "it is cut off, or _C.json beside it is missing or damaged"),
     ],
 )
 def test_a_build_that_does_not_fit_is_known_without_loading_it(facts, cards, fault, cuda_torch, monkeypatch):
@@ -559,7 +574,7 @@ def test_why_nothing_can_be_built_is_said(first_use, monkeypatch):
     _backend._missing.cache_clear()
     assert (
         _backend.kernels_missing()
-        == f"{first_use} is set aside: it and _C.json beside it are not as they were written; {cause}"
+        == f"{first_use} is set aside: it is cut off, or _C.json beside it is missing or damaged; {cause}"
     )
 
 
@@ -593,9 +608,10 @@ def test_a_card_that_the_kernels_do_not_run_on(architectures, card, reason, monk
     assert bool(found) == bool(reason)
 
 
-def test_versions_are_told_once():
-    """The floor of torch stands where pip reads it and where the sources are compiled."""
+def test_what_is_told_in_several_places_agrees():
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert described["dependencies"] == ["torch>={}.{}".format(*toolchain.TORCH_FLOOR)]
     assert described["optional-dependencies"]["cuda"][0].split(";")[0] in toolchain.toolkit_cure("13.0")
+    told = (ROOT / "docs/install.md").read_text()
+    assert [name for name in doctor.SETTINGS if f"`{name}" not in told] == []
     assert toolchain.STABLE_FLAGS == ["-DTORCH_TARGET_VERSION=0x020b000000000000"]

@@ -60,7 +60,8 @@ def build(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
         ops += [f"-isystem{torch.folder}/include", include]
         calls += [[*compiler.words, *_FLAGS, *ops, str(path)] for path in op_sources()]
         libraries += [f"-L{torch.folder}/lib", "-ltorch_cpu"]
-    identity = repr([compiler.version, torch.version, platform.machine()])
+    # Where the sources lie, too: a debugger shows them.
+    identity = repr([compiler.version, torch.version, platform.machine(), str(csrc())])
     name = "-".join(["emulator", *variants])
     return Library(name, f"the {name}", identity, calls, link, libraries, {}).built()
 

@@ -31,6 +31,7 @@ def recipe() -> Library:
         "version": re.search(r'__version__ = "(.*)"', (PACKAGE / "__init__.py").read_text())[1],  # type: ignore[index]
         "torch": torch.version,
         "cuda": kit.version,
+        "nvcc": re.search(r"V([\d.]+)", toolchain.text(kit.nvcc, "--version"))[1],  # type: ignore[index]
         "architectures": toolchain.codes(kit.nvcc, cards()),
         "compiler": cxx.version,
         "python": platform.python_version(),
@@ -46,7 +47,7 @@ def recipe() -> Library:
     calls += [[*ops, *toolchain.STABLE_FLAGS, str(path)] for path in op_sources()]
     calls += [[*ops, told, f"-isystem{python}", str(csrc() / "ops/module.cpp")]]  # with torch's own copy of pybind11
     libraries = [f"-L{torch.folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", str(_runtime(kit))]
-    identity = repr([facts["torch"], facts["cuda"], facts["compiler"], facts["python"], platform.machine()])
+    identity = repr([facts["torch"], facts["nvcc"], facts["compiler"], facts["python"], platform.machine()])
     title = f"the CUDA kernels ({', '.join(facts['architectures'])})"
     return Library("kernels", title, identity, calls, [*cxx.words, "-shared"], libraries, facts)
 
@@ -92,7 +93,7 @@ def misfit(library: Path) -> str:
     if not library.exists():
         return "it was not built"
     if (facts := facts_of(library)) is None:
-        return f"it and {library.with_suffix('.json').name} beside it are not as they were written"
+        return f"it is cut off, or {library.with_suffix('.json').name} beside it is missing or damaged"
     cuda = toolchain.torch().cuda or "none"
     if facts["cuda"].split(".")[0] != cuda.split(".")[0]:
         return f"it was built for CUDA {facts['cuda']}, torch has {cuda}"

@@ -31,7 +31,8 @@ class Library(NamedTuple):
     Attributes:
         name: of its files in the cache.
         title: what it is, to people.
-        identity: what decides about the result besides the calls and the sources: versions.
+        identity: what decides about the result besides the sources and the calls, which count without the folders of
+            their paths: versions. So environments share what is alike.
         calls: for each source, which comes last, its call but for the output.
         link: the call that links, but for objects, libraries and output.
         libraries: what is linked after the objects.
@@ -49,7 +50,7 @@ class Library(NamedTuple):
     def made_of(self) -> str:
         """A digest that differs for other sources, calls or versions."""
         sources = (Path(call[-1]).read_bytes() for call in self.calls)
-        return digest(self.identity, repr([self.calls, self.link, self.libraries]), headers(), *sources)
+        return digest(self.identity, _plain(*self.calls, self.link, self.libraries), headers(), *sources)
 
     def cached(self) -> Path:
         """Where it lies in the cache once it is built."""
@@ -97,7 +98,7 @@ class Library(NamedTuple):
 
         def compiled(call: list[str]) -> Path:
             source = Path(call[-1])
-            object_ = folder / f"{source.stem}-{digest(self.identity, repr(call), source.read_bytes(), common)}.o"
+            object_ = folder / f"{source.stem}-{digest(self.identity, _plain(call), source.read_bytes(), common)}.o"
             if not object_.exists():
                 os.replace(_run([*call, "-c"], object_), object_)
             return object_
@@ -136,6 +137,11 @@ def digest(*parts: str | bytes) -> str:
     for part in parts:
         whole.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
     return whole.hexdigest()[:16]
+
+
+def _plain(*calls: list[str]) -> str:
+    """Calls without the folders in which things happen to lie: -L/some/where/lib is -Llib."""
+    return repr([[re.sub(r"^(-[A-Za-z]+)?/.*/", r"\1", word) for word in call] for call in calls])
 
 
 def _run(call: list[str], output: Path) -> Path:

@@ -75,7 +75,7 @@ def text(*command: str | Path) -> str:
 def torch() -> Torch:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        raise BuildError("torch is not installed here", "pip install torch; pip install --no-build-isolation . sees it")
+        raise BuildError("torch is not installed here", "pip install torch")
     folder = Path(spec.origin).parent
     known = runpy.run_path(str(folder / "version.py"))
     version = known["__version__"]
@@ -129,7 +129,7 @@ def _toolkit(source: str, nvcc: Path, cuda: str | None) -> Toolkit:
         ccbin = host_compiler().for_nvcc()  # without one that it knows nvcc tells nothing
     except BuildError:
         ccbin = []
-    release = re.search(r"release (\d+\.\d+)", text(nvcc, "--version"))
+    release = re.search(r"release (\d+\.\d+), V\d", text(nvcc, "--version"))
     dry = text(nvcc, "--dryrun", *ccbin, "-E", "-x", "cu", os.devnull)
     told = dict(re.findall(r"^#\$ (\w+)=(.*)", dry, re.MULTILINE))
     if not release or "TOP" not in told:
