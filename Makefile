@@ -33,7 +33,7 @@ try: $(READY)
 
 CUDA_VENV     ?= .venv-cuda
 CUDA_TORCH    ?= torch==2.11.0
-# As TORCH_CUDA_ARCH_LIST: ARCHITECTURES="9.0+PTX"; all that are known, if empty.
+# As TORCH_CUDA_ARCH_LIST: ARCHITECTURES="9.0+PTX"; as without that, if empty.
 ARCHITECTURES ?=
 
 cuda-build: $(CUDA_VENV)/.ready
