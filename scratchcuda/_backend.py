@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from scratchcuda import _emulator, tensor_ops
 from scratchcuda._build import extension, toolchain
-from scratchcuda._build.library import BuildError, asked
+from scratchcuda._build.library import BuildError, Library, asked
 
 BACKENDS = ("auto", "tensor", "kernels", "emulator")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -80,18 +80,28 @@ def kernels_missing() -> str:
 
 @functools.cache
 def _missing() -> str:
-    installed, aside = extension.installed(), ""
     try:
-        if not (fault := extension.misfit(installed) or load(installed)):
-            return ""
-        aside = f"{installed} is set aside: {fault}" if installed.exists() else ""
+        find(Library.built)
+    except BuildError as error:
+        return str(error)
+    return ""
+
+
+def find(build: Callable[[Library], Path | None]) -> tuple[Path | None, str]:
+    """What serves CUDA tensors, loaded: the build that is installed, or else what this function makes of the recipe for
+    another; and why the one installed is set aside, if it is. Raises BuildError if nothing serves."""
+    installed = extension.installed()
+    if not (fault := extension.misfit(installed) or load(installed)):
+        return installed, ""
+    aside = f"{installed} is set aside: {fault}" if installed.exists() else ""
+    try:
         recipe = extension.recipe()
-        library = recipe._replace(title=f"{recipe.title}{aside and ', because '}{aside}").built()
-        if fault := load(library):
+        library = build(recipe._replace(title=f"{recipe.title}{aside and ', because '}{aside}"))
+        if library and (fault := load(library)):
             raise BuildError(fault, "set SCRATCHCUDA_CACHE to another folder, from which programs may run")
     except BuildError as error:
-        return f"{aside}; {error}" if aside else str(error)
-    return ""
+        raise BuildError(f"{aside}; {error.cause}" if aside else error.cause, error.cure) from None
+    return library, aside
 
 
 def load(library: Path) -> str:

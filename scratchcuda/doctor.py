@@ -17,7 +17,7 @@ import torch
 import scratchcuda
 from scratchcuda import _backend
 from scratchcuda._build import extension, toolchain
-from scratchcuda._build.library import BuildError, asked, cache, facts_of, jobs
+from scratchcuda._build.library import BuildError, Library, asked, cache, facts_of, jobs
 
 #: Of the environment, what decides about builds and backends.
 SETTINGS = (
@@ -62,7 +62,7 @@ def examine() -> dict[str, Any]:
             for kit in toolchain.toolkits(torch.version.cuda)
         ],
         "host_compiler": host_compiler(),
-        "builds": [build(library) for library in libraries()],
+        "builds": builds(),
         "cache": str(cache()),
         "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
     }
@@ -150,48 +150,49 @@ def host_compiler() -> dict[str, str]:
     return {"command": " ".join(found.words), "version": found.version}
 
 
-def libraries() -> list[Path]:
-    """The build that came with the package, if there is one, and those of the cache."""
+def builds() -> list[dict[str, Any]]:
+    """The one that came with the package, if there is one, and those of the cache, each with why it is not used."""
     installed = extension.installed()
-    return [*([installed] if installed.exists() else []), *sorted(cache().glob("kernels-*.so"))]
-
-
-def build(library: Path) -> dict[str, Any]:
     try:
-        fault = extension.misfit(library)
-        if not fault and library not in (extension.installed(), extension.recipe().cached()):
-            fault = "it was built with another torch, compiler, Python or setting"
+        cached, lacking = extension.recipe().cached(), "it was built with another torch, compiler, Python or setting"
     except BuildError as error:
-        fault = error.cause
-    return {"library": str(library), "facts": facts_of(library), "fault": fault}
+        cached, lacking = installed, error.cause
+    found = []
+    for library in [*([installed] if installed.exists() else []), *sorted(cache().glob("kernels-*.so"))]:
+        try:
+            fault = extension.misfit(library) or ("" if library in (installed, cached) else lacking)
+        except BuildError as error:
+            fault = error.cause
+        found.append({"library": str(library), "facts": facts_of(library), "fault": fault})
+    return found
 
 
 def kernel_state(problem: Any) -> tuple[bool, str]:
     """Whether there are kernels for CUDA tensors, or would be with the first, and why."""
-    installed, aside = extension.installed(), ""
     try:
-        if not (fault := extension.misfit(installed) or _backend.load(installed)):
-            return True, f"{installed} fits"
-        aside = f"{installed} is set aside ({fault}); " if installed.exists() else ""
-        recipe = extension.recipe()
-        if fault := extension.no_code(recipe.facts["architectures"]):
-            raise BuildError(fault, "unset TORCH_CUDA_ARCH_LIST")
-        library = recipe.cached()
-        if facts_of(library):
-            if fault := _backend.load(library):
-                raise BuildError(fault, "set SCRATCHCUDA_CACHE to another folder, from which programs may run")
-            return True, f"{aside}{library} fits"
-        jobs()
-        nearest = next(path for path in (cache(), *cache().parents) if path.exists())
-        try:
-            tempfile.TemporaryDirectory(dir=nearest).cleanup()
-        except OSError as error:
-            cure = "set SCRATCHCUDA_CACHE to a folder that can be written"
-            raise BuildError(f"{cache()} cannot be written ({error})", cure) from None
-        return True, f"{aside}the first CUDA tensor builds them, in about half a minute on two cores"
+        library, aside = _backend.find(planned)
     except BuildError as error:
         meant = asked("SCRATCHCUDA_NO_CUDA") or torch.version.cuda is None  # card_problem tells of that
-        return False, aside + (error.cause if meant else problem(error.cause, error.cure))
+        return False, error.cause if meant else problem(error.cause, error.cure)
+    found = f"{library} fits" if library else "the first CUDA tensor builds them, in about half a minute on two cores"
+    return True, f"{aside}; {found}" if aside else found
+
+
+def planned(recipe: Library) -> Path | None:
+    """What is built by this recipe, if it is there; if not, nothing keeps it from being built. Or else BuildError."""
+    if fault := extension.no_code(recipe.facts["architectures"]):
+        raise BuildError(fault, "unset TORCH_CUDA_ARCH_LIST")
+    library = recipe.cached()
+    if facts_of(library):
+        return library
+    jobs()
+    nearest = next(path for path in (cache(), *cache().parents) if path.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        cure = "set SCRATCHCUDA_CACHE to a folder that can be written"
+        raise BuildError(f"{cache()} cannot be written ({error})", cure) from None
+    return None
 
 
 def text(found: dict[str, Any]) -> str:

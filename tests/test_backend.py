@@ -1,4 +1,4 @@
-"""Which backend serves an op, and the emulator's build."""
+"""Which backend serves an op."""
 
 import subprocess
 import sys

@@ -521,11 +521,12 @@ def first_use(cuda_torch, monkeypatch):
     monkeypatch.setattr(extension, "installed", lambda: binary)
     monkeypatch.delitem(sys.modules, "scratchcuda._C", raising=False)
 
-    def write(built):
+    def make(self, folder, built):
         built.parent.mkdir()
         built.write_text("")
+        print(self.title)
 
-    monkeypatch.setattr(Library, "make", lambda self, folder, built: (write(built), print(self.title)))
+    monkeypatch.setattr(Library, "make", make)
     _backend._missing.cache_clear()
     yield binary
     _backend._missing.cache_clear()

@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from scratchcuda import _backend, doctor
 from scratchcuda._build import extension, toolchain
-from scratchcuda._build.library import BuildError
+from scratchcuda._build.library import BuildError, Library
 
 pytestmark = pytest.mark.backends("tensor")
 
@@ -21,7 +20,8 @@ TENSOR, KERNELS = "torch's tensor operations", "the kernels"
 def machine(monkeypatch, tmp_path):
     """One on which all is well: a function that changes that."""
     library = tmp_path / "built/kernels-0.so"
-    recipe = SimpleNamespace(cached=lambda: library, facts={"architectures": ["sm_90"]})
+    recipe = Library("kernels", "the kernels", "", [], [], [], {"architectures": ["sm_90"]})
+    monkeypatch.setattr(Library, "cached", lambda self: library)
     monkeypatch.setenv("SCRATCHCUDA_CACHE", str(library.parent))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(extension, "installed", lambda: tmp_path / "_C.so")

@@ -19,6 +19,7 @@ import torch
 from test_build import make_toolkit
 
 import scratchcuda
+from scratchcuda import doctor
 
 pytestmark = [pytest.mark.backends("tensor"), pytest.mark.slow]
 
@@ -27,7 +28,6 @@ CUDA_BASE = os.environ.get("CUDA_VENV")
 needs_cuda_torch = pytest.mark.skipif(not CUDA_BASE, reason="CUDA_VENV names no environment with a CUDA torch")
 
 SITE = f"lib/python3.{sys.version_info.minor}/site-packages"
-SETTINGS = ("CUDA_HOME", "CXX", "FORCE_CUDA", "MAX_JOBS", "PYTHONPATH", "SCRATCHCUDA_BACKEND", "SCRATCHCUDA_NO_CUDA")
 #: What a first CUDA tensor does.
 FIRST_USE = "from scratchcuda import _backend; print(_backend.kernels_missing() or 'ready')"
 CPU_TORCH = f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch\n"
@@ -56,7 +56,7 @@ class Environment:
 
     def command(self, *arguments, cwd=None, **variables):
         """Its Python's: the arguments of subprocess.run. It finds no nvcc on PATH."""
-        inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        inherited = {name: value for name, value in os.environ.items() if name not in (*doctor.SETTINGS, "PYTHONPATH")}
         usual = {
             "PATH": "/usr/bin:/bin",
             "SCRATCHCUDA_CACHE": str(self.folder / "a cache"),
@@ -253,7 +253,7 @@ def test_a_cache_that_cannot_be_written(cuda, source):
 
 
 @needs_cuda_torch
-def test_a_wheel(wheel, bare, cpu, tmp_path):
+def test_a_wheel(wheel, bare, cpu):
     """Its name, what it holds, and that it serves without a toolkit; beside a torch without CUDA it is set aside."""
     assert f"+cu13-cp3{sys.version_info.minor}-cp3{sys.version_info.minor}-linux" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()

@@ -54,6 +54,7 @@ class Resources(NamedTuple):
     spill_loads: int
 
 
+@functools.cache
 def toolkit(tool: str = "nvcc") -> str | None:
     """A tool of the CUDA toolkit. What is on PATH is no first choice: it may be a wrapper, apart from the others."""
     whole = (kit.nvcc.parent for kit in toolchain.toolkits() if not kit.fault)

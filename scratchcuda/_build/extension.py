@@ -31,7 +31,7 @@ def recipe() -> Library:
         "version": re.search(r'__version__ = "(.*)"', (PACKAGE / "__init__.py").read_text())[1],  # type: ignore[index]
         "torch": torch.version,
         "cuda": kit.version,
-        "nvcc": re.search(r"V([\d.]+)", toolchain.text(kit.nvcc, "--version"))[1],  # type: ignore[index]
+        "nvcc": kit.release,
         "architectures": toolchain.codes(kit.nvcc, cards()),
         "compiler": cxx.version,
         "python": platform.python_version(),

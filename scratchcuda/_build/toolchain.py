@@ -54,11 +54,15 @@ class Compiler(NamedTuple):
 
 
 class Toolkit(NamedTuple):
-    """A CUDA toolkit: where it was found, and what is wrong with it, if anything."""
+    """A CUDA toolkit: where it was found, and what is wrong with it, if anything.
+
+    ``version`` is CUDA's, 13.0, and ``release`` that of nvcc, 13.0.88.
+    """
 
     source: str
     nvcc: Path
     version: str = ""
+    release: str = ""
     includes: tuple[Path, ...] = ()
     fault: str = ""
 
@@ -94,8 +98,8 @@ def host_compiler() -> Compiler:
     except ValueError as error:
         raise BuildError(f"CXX is {told!r} ({error})", cure) from None
     programs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    version = text(programs[-1], "--version") if programs else ""
-    if not version or not text(words[0], "--version"):
+    version = text(*programs, "--version") if programs else ""
+    if not version:
         raise BuildError(f"the host compiler {told or 'g++'} does not run", cure)
     return Compiler(words, programs[-1], words[len(programs) :], version.splitlines()[0])
 
@@ -119,17 +123,17 @@ def toolkits(cuda: str | None = None) -> list[Toolkit]:
     places += [("PyPI", folder / "bin/nvcc") for folder in pypi_folders() if os.path.exists(folder / "bin/nvcc")]
     places += [("PATH", Path(on_path))] if on_path else []
     places += [(str(USUAL), USUAL / "bin/nvcc")] if os.path.exists(USUAL / "bin/nvcc") else []
-    found = [_toolkit(source, nvcc, cuda) for source, nvcc in places]
-    return [kit for i, kit in enumerate(found) if kit.nvcc not in [earlier.nvcc for earlier in found[:i]]]
-
-
-def _toolkit(source: str, nvcc: Path, cuda: str | None) -> Toolkit:
-    """The toolkit of this nvcc, which may be a script that calls another one: that one is asked where it is."""
     try:
         ccbin = host_compiler().for_nvcc()  # without one that it knows nvcc tells nothing
     except BuildError:
         ccbin = []
-    release = re.search(r"release (\d+\.\d+), V\d", text(nvcc, "--version"))
+    found = [_toolkit(source, nvcc, ccbin, cuda) for source, nvcc in places]
+    return [kit for i, kit in enumerate(found) if kit.nvcc not in [earlier.nvcc for earlier in found[:i]]]
+
+
+def _toolkit(source: str, nvcc: Path, ccbin: list[str], cuda: str | None) -> Toolkit:
+    """The toolkit of this nvcc, which may be a script that calls another one: that one is asked where it is."""
+    release = re.search(r"release (\d+\.\d+), V([\d.]+)", text(nvcc, "--version"))
     dry = text(nvcc, "--dryrun", *ccbin, "-E", "-x", "cu", os.devnull)
     told = dict(re.findall(r"^#\$ (\w+)=(.*)", dry, re.MULTILINE))
     if not release or "TOP" not in told:
@@ -137,7 +141,8 @@ def _toolkit(source: str, nvcc: Path, cuda: str | None) -> Toolkit:
     top, version = Path(told["TOP"].strip()).resolve(), release[1]
     folders = [top, *top.glob("targets/*"), *(f for f in pypi_folders() if f.name == top.name)]
     includes = tuple(dict.fromkeys(path.resolve() for f in folders if os.path.isdir(path := f / "include")))
-    kit = Toolkit(source, top / "bin/nvcc" if os.path.exists(top / "bin/nvcc") else nvcc, version, includes)
+    real = top / "bin/nvcc"
+    kit = Toolkit(source, real if os.path.exists(real) else nvcc, version, release[2], includes)
     headers = [path for folder in includes if os.path.exists(path := folder / "cuda_runtime_api.h")]
     if not headers:
         return kit._replace(fault="it holds no include/cuda_runtime_api.h")
