@@ -8,7 +8,7 @@ try:
 except BuildError as error:
     raise ImportError(f"scratchcuda cannot be imported: {error}") from None
 
-from scratchcuda import metrics, ops
+from scratchcuda import metrics, nn, ops, optim
 from scratchcuda._backend import use_backend
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, RelU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense, InputLayer
@@ -37,6 +37,8 @@ __all__ = [
     "Softmax",
     "Tanh",
     "metrics",
+    "nn",
     "ops",
+    "optim",
     "use_backend",
 ]

@@ -21,7 +21,7 @@ from scratchcuda._build import extension, toolchain
 from scratchcuda._build.library import BuildError, Library, asked
 
 BACKENDS = ("auto", "tensor", "kernels", "emulator")
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def _checked(source: str, name: str) -> str:
@@ -152,37 +152,48 @@ def kernels_unfit(device: torch.device) -> str:
 
 
 def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
-    """What serves an op for these tensors: its twin, or a kernel.
+    """What serves an op for these tensors: its twin, or a kernel. Where autograd records, it is the twin."""
+    records = torch.is_grad_enabled() and not name.endswith("_") and any(tensor.requires_grad for tensor in tensors)
+    kernels = "" if records else kernels_for(name, *tensors)
+    return getattr(getattr(torch.ops, kernels) if kernels else tensor_ops, name)
 
-    The twin always serves where more is asked than numbers in memory: where autograd records, under the transforms of
-    torch.func, and for tensors of other kinds (meta, fake, with the negative bit).
+
+def kernels_for(name: str, *tensors: Tensor) -> str:
+    """The namespace of torch.ops whose kernels take an op's tensors; none where torch's own operations serve.
+
+    These serve wherever more is asked than numbers in memory: under the transforms of torch.func, for an export, and
+    for tensors of other kinds (meta, fake, with the negative bit, subclasses).
     """
-    twin: Callable[..., Any] = getattr(tensor_ops, name)
     if current == "tensor" or (current != "emulator" and not any(tensor.is_cuda for tensor in tensors)):
-        return twin
+        return ""
     for tensor in tensors:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta:
-            return twin
+            return ""
         if not torch.compiler.is_compiling() and tensor.is_neg():  # the compiler resolves such views itself
-            return twin
-        if current == "emulator" and tensor.device.type != "cpu":
-            raise ValueError(
-                f"{name} got a tensor on device {tensor.device}, expected cpu: the emulator runs there alone"
-            )
-        if tensor.dtype not in (*_DTYPES, torch.int64):
+            return ""
+        if tensor.dtype not in (*DTYPES, torch.int64):
             raise TypeError(f"{name} got dtype {tensor.dtype}, expected float64, float32, float16 or bfloat16")
+    return _namespace(name, current, tensors[0].device)
+
+
+def _namespace(name: str, backend: str, device: torch.device) -> str:
     transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    records = torch.is_grad_enabled() and not name.endswith("_") and any(tensor.requires_grad for tensor in tensors)
-    if transformed or records:
-        return twin
-    if current == "emulator":
-        return getattr(_emulator.current().ops, name)
-    if reason := kernels_unfit(tensors[0].device):
-        if current == "kernels":
+    if transformed or torch.compiler.is_exporting():
+        return ""
+    if backend == "emulator":
+        if device.type != "cpu":
+            raise ValueError(f"{name} got a tensor on device {device}, expected cpu: the emulator runs there alone")
+        return _emulator.current().namespace
+    if reason := kernels_unfit(device):
+        if backend == "kernels":
             raise RuntimeError(f"{name} got CUDA tensors, but {reason}")
         _warn_once(f"CUDA tensors are served by torch's tensor operations, because {reason}")
-        return twin
-    return getattr(torch.ops.scratchcuda, name)
+        return ""
+    return "scratchcuda"
+
+
+# What torch.compiler.assume_constant_result sets, which would import the compiler: this is asked, not traced.
+_namespace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -21,12 +21,16 @@ class Emulator(NamedTuple):
     """One build of the emulator.
 
     Attributes:
-        ops: its namespace of torch.ops.
+        namespace: of torch.ops, where its ops are.
         controls: what it has besides the ops: seed, record, the current stream and device, the tile of products.
     """
 
-    ops: Any
+    namespace: str
     controls: ctypes.CDLL
+
+    @property
+    def ops(self) -> Any:
+        return getattr(torch.ops, self.namespace)
 
 
 class Launch(NamedTuple):
@@ -63,7 +67,7 @@ def load(variants: Iterable[str]) -> Emulator:
     path = _build.build(variants)
     namespace = _build.namespace(variants)
     _library.define(namespace)
-    return Emulator(getattr(torch.ops, namespace), controls(path))  # loading the library registers its kernels
+    return Emulator(namespace, controls(path))  # loading the library registers its kernels
 
 
 def controls(path: Path) -> ctypes.CDLL:

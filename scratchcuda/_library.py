@@ -11,7 +11,7 @@ from torch.library import Library
 from scratchcuda import tensor_ops
 
 SCHEMAS = {
-    "dense": "(Tensor x, Tensor w, Tensor b, str activation) -> Tensor",
+    "dense": "(Tensor x, Tensor w, Tensor? b, str activation) -> Tensor",
     "dense_backward_input": '(Tensor delta, Tensor w, Tensor? a=None, str activation="none") -> Tensor',
     "dense_backward_weights": "(Tensor delta, Tensor x) -> (Tensor, Tensor)",
     "dense_update_": "(Tensor delta, Tensor x, Tensor(a!) w, Tensor(b!) b, float lr, float weight_decay) -> ()",
@@ -24,7 +24,7 @@ SCHEMAS = {
     "tanh_backward": "(Tensor delta, Tensor a) -> Tensor",
     "softmax_backward": "(Tensor delta, Tensor a) -> Tensor",
     "mse": "(Tensor y_pred, Tensor y_true) -> (Tensor, Tensor)",
-    "cross_entropy": "(Tensor scores, Tensor y_true) -> (Tensor, Tensor)",
+    "cross_entropy": "(Tensor scores, Tensor y_true, int? ignore_index=None) -> (Tensor, Tensor)",
     "mse_step_": "(Tensor y_pred, Tensor y_true, Tensor(a!) losses, Tensor(b!) step) -> Tensor",
     "cross_entropy_step_": "(Tensor scores, Tensor y_true, Tensor(a!) losses, Tensor(b!) step) -> Tensor",
     "take_batch_": "(Tensor x, Tensor y, Tensor order, Tensor step, int batch_size, Tensor(a!) x_batch, "

@@ -20,13 +20,13 @@ from scratchcuda._backend import serving
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "softmax")
 
 
-def dense(x: Tensor, w: Tensor, b: Tensor, activation: str = "none") -> Tensor:
+def dense(x: Tensor, w: Tensor, b: Tensor | None = None, activation: str = "none") -> Tensor:
     """A dense layer, ``f(x w + b)``.
 
     Args:
         x: input (..., n_in).
         w: weights (n_in, n_out); ``linear.weight.T`` goes in as it is.
-        b: bias (n_out,).
+        b: bias (n_out,), or none.
         activation: one of :data:`ACTIVATIONS`; softmax runs over the last dimension.
 
     Returns:
@@ -35,11 +35,12 @@ def dense(x: Tensor, w: Tensor, b: Tensor, activation: str = "none") -> Tensor:
     _checks.floating("x", x)
     _weights("x", x, w)
     _checks.features("x", x, w.shape[0])
-    _checks.alike("b", b, "x", x)
-    _checks.shape("b", b, (w.shape[1],))
+    if b is not None:
+        _checks.alike("b", b, "x", x)
+        _checks.shape("b", b, (w.shape[1],))
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return serving("dense", x, w, b)(x, w, b, activation)
+    return serving("dense", x, w, *([] if b is None else [b]))(x, w, b, activation)
 
 
 def dense_backward_input(delta: Tensor, w: Tensor, a: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -106,7 +107,7 @@ def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, wei
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     with torch.no_grad():
         serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
-    _written(w, b)
+    bump_versions(w, b)
 
 
 def relu(z: Tensor) -> Tensor:
@@ -171,22 +172,26 @@ def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     return serving("mse", y_pred, y_true)(y_pred, y_true)
 
 
-def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(scores: Tensor, y_true: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy of softmax(scores), mean over the rows, and its gradient, as torch.nn.CrossEntropyLoss.
 
     Args:
         scores: unnormalised log-probabilities (m, classes).
         y_true: probabilities (m, classes), or class indices (m,) of an integer dtype. Where the kernels serve a GPU,
             the range is not checked, which would wait for it: an index that is no class makes loss and gradient NaN.
+        ignore_index: a class index whose rows have no part in it; the loss is the mean over the others.
 
     Returns:
         the loss (), and its gradient with respect to scores (m, classes).
     """
     y_true = _targets(scores, y_true)
+    if ignore_index is not None and y_true.dim() != 1:
+        raise ValueError(f"ignore_index is {ignore_index}, expected None with probabilities")
     op = serving("cross_entropy", scores, y_true)
     if y_true.dim() == 1 and (op is tensor_ops.cross_entropy or not scores.is_cuda):
-        _checks.class_indices("y_true", y_true, scores.shape[1])
-    return op(scores, y_true)
+        used = y_true if ignore_index is None else y_true[y_true != ignore_index]
+        _checks.class_indices("y_true", used, scores.shape[1])
+    return op(scores, y_true, ignore_index)
 
 
 def mse_step_(y_pred: Tensor, y_true: Tensor, losses: Tensor, step: Tensor) -> Tensor:
@@ -250,7 +255,7 @@ def take_batch_(
     _checks.apart({"x_batch": [x_batch], "y_batch": [y_batch]}, read)
     with torch.no_grad():
         serving("take_batch_", x, y, x_batch, y_batch)(x, y, order, step, batch_size, x_batch, y_batch)
-    _written(x_batch, y_batch)
+    bump_versions(x_batch, y_batch)
 
 
 def sgd_update_(
@@ -307,10 +312,10 @@ def sgd_update_(
     options = lr, weight_decay, momentum, dampening, nesterov, maximize, is_first_step
     with torch.no_grad():
         serving("sgd_update_", *params, *grads, *momentum_buffers)(params, grads, momentum_buffers, *options)
-    _written(*params, *momentum_buffers)
+    bump_versions(*params, *momentum_buffers)
 
 
-def _written(*tensors: Tensor) -> None:
+def bump_versions(*tensors: Tensor) -> None:
     """Bump versions: kernels write behind autograd's back, and a graph that saved these tensors must raise, not lie."""
     if not torch.compiler.is_compiling():  # which keeps account of its own
         torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
@@ -324,7 +329,7 @@ def _step(name: str, first: str, y_pred: Tensor, y_true: Tensor, losses: Tensor,
     _index("step", step, y_pred, 0)
     with torch.no_grad():
         gradient: Tensor = serving(name, y_pred, y_true)(y_pred, y_true, losses, step)
-    _written(losses, step)
+    bump_versions(losses, step)
     return gradient
 
 

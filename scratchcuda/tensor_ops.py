@@ -13,15 +13,18 @@ from torch import Tensor
 from torch.nn import functional
 
 aten = torch.ops.aten
-_MEAN, _IGNORE = 1, -100  # of torch's negative log-likelihood: its reduction, and the class index that it skips
+_MEAN, _NONE = 1, -100  # of torch's negative log-likelihood: its reduction, and a class index to skip that is none
 
 # In place, on the fresh output of the product: one buffer less than torch.tanh(linear(...)).
 _ACTIVATE = {"none": lambda z: z, "relu": torch.relu_, "sigmoid": torch.sigmoid_, "tanh": torch.tanh_}
 
 
-def dense(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
+def dense(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
     # x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
-    z = functional.linear(x, w.mT, b)
+    return activate_(functional.linear(x, w.mT, b), activation)
+
+
+def activate_(z: Tensor, activation: str) -> Tensor:
     return torch.softmax(z, -1) if activation == "softmax" else _ACTIVATE[activation](z)
 
 
@@ -32,10 +35,10 @@ def dense_backward_input(delta: Tensor, w: Tensor, a: Tensor | None = None, acti
 
 
 def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    # delta (..., n_out), x (..., n_in) -> dw (n_in, n_out), db (n_out,)
+    # delta (..., n_out), x (..., n_in) -> dw (n_in, n_out), in memory as torch.nn's weights (n_out, n_in), db (n_out,)
     m = math.prod(delta.shape[:-1])  # -1 would be ambiguous beside 0 features
     rows = delta.reshape(m, delta.shape[-1])
-    return x.reshape(m, x.shape[-1]).mT @ rows, rows.sum(0)
+    return (rows.mT @ x.reshape(m, x.shape[-1])).mT, rows.sum(0)
 
 
 @torch.no_grad()
@@ -87,12 +90,13 @@ def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     return difference.square().mean(), difference * (2 / max(1, difference.numel()))
 
 
-def cross_entropy(scores: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(scores: Tensor, y_true: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Tensor]:
     # scores (m, c), y_true (m, c) or class indices (m,) -> loss (), gradient with respect to scores (m, c)
     log_p = torch.log_softmax(scores, 1)
     if y_true.dim() == 1:
-        loss, count = aten.nll_loss_forward(log_p, y_true, None, _MEAN, _IGNORE)
-        gradient = aten.nll_loss_backward(torch.ones_like(loss), log_p, y_true, None, _MEAN, _IGNORE, count)
+        ignored = _NONE if ignore_index is None else ignore_index
+        loss, count = aten.nll_loss_forward(log_p, y_true, None, _MEAN, ignored)
+        gradient = aten.nll_loss_backward(torch.ones_like(loss), log_p, y_true, None, _MEAN, ignored, count)
     else:
         loss = (y_true * log_p).sum() / -len(scores)
         gradient = y_true / -len(scores)

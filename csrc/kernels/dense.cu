@@ -14,7 +14,8 @@
 
 namespace scratchcuda {
 
-// Of x w: adds the bias, applies f, stores. Of delta w^T: multiplies by f' in terms of `outputs`, if they are there.
+// Of x w: adds the bias, if there is one, applies f, stores. Of delta w^T: multiplies by f' in terms of `outputs`, if
+// they are there.
 template <class T>
 struct StoreOutput {
     static constexpr bool column_sums = false;
@@ -26,9 +27,9 @@ struct StoreOutput {
     bool along_rows;
 
     __device__ void operator()(int64_t i, int64_t j, Accumulator<T> value) const {
-        if (bias) value = activate(f, value + widen(bias[j * bias_stride]));
+        if (bias) value += widen(bias[j * bias_stride]);
         // Rounded before, so that the bits are those of two kernels.
-        if (outputs.data) value = differentiate(f, widen(narrow<T>(value)), widen(outputs.at(i, j)));
+        value = outputs.data ? differentiate(f, widen(narrow<T>(value)), widen(outputs.at(i, j))) : activate(f, value);
         out.at(i, j) = narrow<T>(value);
     }
 };
@@ -99,9 +100,10 @@ static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
     return std::max<int64_t>(1, std::min(room, m / least_rows));
 }
 
-// f(x w + b) with a bias, otherwise x w^T, times f' where there are outputs of f.
-static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor* b, const Tensor* outputs,
-                                  const Tensor& out, Activation f, Tile tile, cudaStream_t stream) {
+// f(x w + b), or, with w transposed and no bias, x w^T, times f' where there are outputs of f.
+static cudaError_t launch_product(const Tensor& x, const Tensor& w, bool transposed, const Tensor* b,
+                                  const Tensor* outputs, const Tensor& out, Activation f, Tile tile,
+                                  cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         Matrix<T> a, factor;
@@ -110,7 +112,7 @@ static cudaError_t launch_product(const Tensor& x, const Tensor& w, const Tensor
         if (outputs && !as_matrix(*outputs, store.outputs)) return cudaErrorInvalidValue;
         if (b) store.bias = static_cast<const T*>(b->data), store.bias_stride = b->stride[0];
         store.along_rows = store.out.along_rows();
-        if (!b) factor = factor.transposed();
+        if (transposed) factor = factor.transposed();
         const int64_t m = a.rows.length, n = factor.columns.length;
         if (m == 0 || n == 0) return cudaSuccess;
         return launch_matmul(choose_tile(tile, m, n), a, factor, 1, store, stream);
@@ -140,13 +142,13 @@ static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const T
     });
 }
 
-cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream) {
-    return launch_product(x, w, &b, nullptr, a, f, tile, stream);
+cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, Activation f, Tile tile, cudaStream_t stream) {
+    return launch_product(x, w, false, b, nullptr, a, f, tile, stream);
 }
 
 cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activation f, Tensor dx, Tile tile,
                                  cudaStream_t stream) {
-    return launch_product(delta, w, nullptr, a, dx, f, tile, stream);
+    return launch_product(delta, w, true, nullptr, a, dx, f, tile, stream);
 }
 
 cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,

@@ -27,8 +27,8 @@ struct Tensor {
     const int64_t* stride;
 };
 
-// a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,))
-cudaError_t dense_forward(Tensor x, Tensor w, Tensor b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
+// a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,)); b may be null
+cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
 
 // dx (..., n_in) = delta (..., n_out) w^T, or, with the outputs a (..., n_in) of an activation f below, times f' there.
 cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activation f, Tensor dx, Tile tile,
@@ -60,10 +60,11 @@ cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, const Tensor* step, T
                 cudaStream_t stream);
 int64_t mse_workspace_bytes(Tensor y_pred);
 
-// scores (m, classes); y_true (m, classes), or class indices (m,) of int64, of which none is read beyond its row.
-cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient,
-                          void* workspace, cudaStream_t stream);
-int64_t cross_entropy_workspace_bytes(Tensor scores);
+// scores (m, classes); y_true (m, classes), or class indices (m,) of int64, of which none is read beyond its row. Rows
+// of the class index *ignored, if not null, have no part in the loss, which is the mean of the others.
+cudaError_t cross_entropy(Tensor scores, Tensor y_true, const int64_t* ignored, Tensor loss, const Tensor* step,
+                          Tensor gradient, void* workspace, cudaStream_t stream);
+int64_t cross_entropy_workspace_bytes(Tensor scores, const int64_t* ignored);
 
 // x_batch (m, ...) = x[order[step * batch_size + i]], i < m, and the same of y; `step` () and `order` (samples,) are of
 // int64. Of one or two dimensions and any dtype. Rows beyond the end of `order`, or that are not in x, are left as they

@@ -2,7 +2,8 @@
 // 2 (p - t) / n. Cross-entropy of m rows of scores z against probabilities t: log p_j = z_j - max - log sum_k
 // exp(z_k - max), the loss is -sum t_j log p_j / m over all rows, the gradient (p_j sum_k t_k - t_j) / m. A class index
 // stands for a row with a one in its place, and picks log p instead of multiplying: a score of -inf elsewhere is let
-// alone. An index that is no class makes loss and gradient NaN.
+// alone. An index that is no class makes loss and gradient NaN. Where rows of one index are ignored, the mean is that
+// of the others, which a kernel of one block counts first.
 //
 // Threads: as in activations.cu for mse (a thread takes 16 bytes of elements at a time) and as in softmax.cu for
 // cross_entropy (a team of threads takes a row and keeps it in registers, or reads a very long one twice); both walk on
@@ -45,13 +46,17 @@ LossPlace<T> place_of(const Tensor& loss, const Tensor* step) {
 // Where the blocks' sums of a loss go: to its place, if there is one block.
 template <class T>
 struct LossSum {
+    using A = Accumulator<T>;
     LossPlace<T> place;
-    Accumulator<T>* partials;
-    Accumulator<T> count;  // that the loss is a mean of; gradients are multiplied by its inverse, a division is slow
+    A* partials;
+    A all;             // terms; the loss is the mean of
+    const A* counted;  // these, if not null, and otherwise of all
 
-    __device__ void add_block(Accumulator<T> sum) const {
+    __device__ A count() const { return counted ? *counted : all; }
+
+    __device__ void add_block(A sum) const {
         if (gridDim.x == 1) {
-            place.store(narrow<T>(sum / count));
+            place.store(narrow<T>(sum / count()));
         } else {
             partials[blockIdx.x] = sum;
         }
@@ -122,13 +127,14 @@ struct CrossEntropy {
     Matrix<T> scores, targets, gradient;
     const int64_t* classes;  // or null
     int64_t classes_stride;
-    Accumulator<T> scale;
+    bool ignores;
+    int64_t ignored;  // the class index whose rows have no part in it
     LossSum<T> loss;
 
-    // A row's targets; with a class index, `index` is its place.
+    // A row's targets; with a class index, `index` is its place, or nowhere if the row is ignored.
     struct Target {
         typename Matrix<T>::Row row;
-        bool by_index;
+        bool by_index, ignored;
         int64_t index;
 
         __device__ Accumulator<T> operator[](int64_t j) const {
@@ -139,15 +145,29 @@ struct CrossEntropy {
         }
     };
     __device__ Target target(int64_t i) const {
-        if (classes) return {{}, true, classes[i * classes_stride]};
-        return {targets.row(i), false, 0};
+        if (!classes) return {targets.row(i), false, false, 0};
+        const int64_t index = classes[i * classes_stride];
+        const bool leaves_out = ignores && index == ignored;
+        return {{}, true, leaves_out, leaves_out ? -1 : index};
     }
 };
+
+template <class T>
+__global__ void __launch_bounds__(block)
+    count_rows(const __grid_constant__ CrossEntropy<T> call, Accumulator<T>* counted) {
+    overlap_launches();
+    SharedMemory memory;
+    int64_t count = 0;
+    for (int64_t i = threadIdx.x; i < call.scores.rows.length; i += block) count += !call.target(i).ignored;
+    count = reduce<block>(count, Add{}, memory.take<int64_t>(block / warp));
+    if (threadIdx.x == 0) *counted = static_cast<Accumulator<T>>(count);
+}
 
 // Returns this thread's part of the row's loss, and writes its part of the gradient. A thread keeps `kept` elements of
 // the row, or none if the row is read twice.
 template <class T, int team, int kept>
-__device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t i, Accumulator<T>* shared) {
+__device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t i, Accumulator<T> scale,
+                                            Accumulator<T>* shared) {
     using A = Accumulator<T>;
     const int rank = threadIdx.x % team;
     const int64_t columns = call.scores.columns.length;
@@ -188,12 +208,12 @@ __device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t
     }
     sum = reduce<team>(sum, Add{}, shared);
     targets = reduce<team>(targets, Add{}, shared);
-    if (t.by_index && (t.index < 0 || t.index >= columns)) targets = loss = std::nan("");
+    if (t.by_index && !t.ignored && (t.index < 0 || t.index >= columns)) targets = loss = std::nan("");
     const A log_sum = std::log(sum);
     const auto take = [&](int64_t j, A shifted, A target_j) {
         const A log_p = shifted - log_sum;
         loss += t.loss(target_j, log_p);
-        gradient[j] = narrow<T>((std::exp(log_p) * targets - target_j) * call.scale);
+        gradient[j] = narrow<T>((std::exp(log_p) * targets - target_j) * scale);
     };
     if constexpr (kept > 0) {
 #pragma unroll
@@ -219,10 +239,11 @@ __global__ void __launch_bounds__(cross_entropy_threads<team>, 1)
     overlap_launches();
     SharedMemory memory;
     A* shared = memory.take<A>(threads / warp);
+    const A count = call.loss.count(), scale = count > 0 ? 1 / count : 0;  // a division an element would be slow
     A loss = 0;
     const int64_t step = int64_t(gridDim.x) * teams;
     for (int64_t i = int64_t(blockIdx.x) * teams + threadIdx.x / team; i < call.scores.rows.length; i += step) {
-        loss += cross_entropy_row<T, team, kept>(call, i, shared);
+        loss += cross_entropy_row<T, team, kept>(call, i, scale, shared);
     }
     loss = reduce<threads>(loss, Add{}, shared);
     if (threadIdx.x == 0) call.loss.add_block(loss);
@@ -239,8 +260,7 @@ static int64_t cross_entropy_blocks(int64_t rows, int64_t columns) {
     return std::clamp<int64_t>((rows + rows_of_a_block - 1) / rows_of_a_block, 1, most_blocks);
 }
 
-// The bytes of the blocks' sums.
-static int64_t partial_bytes(int64_t blocks, Dtype dtype) { return blocks > 1 ? blocks * accumulator_bytes(dtype) : 0; }
+static int64_t partial_sums(int64_t blocks) { return blocks > 1 ? blocks : 0; }
 
 // Launches `kernel`, and what adds its blocks' sums.
 template <class T, auto kernel, int threads, class Call>
@@ -267,31 +287,33 @@ cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, const Tensor* step, T
         for (const Tensor& tensor : {y_pred, y_true, gradient}) {
             packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
         }
-        const LossSum<T> sum{place_of<T>(loss, step), static_cast<A*>(workspace), static_cast<A>(elements.length)};
+        const LossSum<T> sum{place_of<T>(loss, step), static_cast<A*>(workspace), static_cast<A>(elements.length),
+                             nullptr};
         const Mse<T> call{static_cast<const T*>(y_pred.data),
                           static_cast<const T*>(y_true.data),
                           static_cast<T*>(gradient.data),
                           elements,
                           packed,
-                          A(2) / sum.count,
+                          A(2) / sum.all,
                           sum};
         return launch_loss<T, mse_elements<T>, block>(call, mse_blocks(elements.length), stream);
     });
 }
 
 int64_t mse_workspace_bytes(Tensor y_pred) {
-    return partial_bytes(mse_blocks(product(y_pred.size, y_pred.dims)), y_pred.dtype);
+    return partial_sums(mse_blocks(product(y_pred.size, y_pred.dims))) * accumulator_bytes(y_pred.dtype);
 }
 
-cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient,
-                          void* workspace, cudaStream_t stream) {
+cudaError_t cross_entropy(Tensor scores, Tensor y_true, const int64_t* ignored, Tensor loss, const Tensor* step,
+                          Tensor gradient, void* workspace, cudaStream_t stream) {
     return dispatch(scores.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = Accumulator<T>;
         const int64_t rows = scores.size[0], columns = scores.size[1];
         CrossEntropy<T> call{};
-        call.loss = {place_of<T>(loss, step), static_cast<A*>(workspace), static_cast<A>(rows)};
-        call.scale = A(1) / call.loss.count;
+        const int64_t blocks = cross_entropy_blocks(rows, columns);
+        A* const partials = static_cast<A*>(workspace);
+        call.loss = {place_of<T>(loss, step), partials, static_cast<A>(rows), nullptr};
         as_matrix(scores, call.scores);
         as_matrix(gradient, call.gradient);
         if (y_true.dims == 1) {
@@ -299,7 +321,14 @@ cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, const Tenso
         } else {
             as_matrix(y_true, call.targets);
         }
-        const int64_t blocks = cross_entropy_blocks(rows, columns);
+        if (ignored) {
+            call.ignores = true, call.ignored = *ignored;
+            A* const counted = partials + partial_sums(blocks);
+            const cudaError_t error =
+                launch<count_rows<T>, block, block / warp * sizeof(int64_t)>(1, 1, stream, call, counted);
+            if (error != cudaSuccess) return error;
+            call.loss.counted = counted;
+        }
         if (columns <= 4 * warp) return launch_rows<T, warp, 4>(call, blocks, stream);
         if (columns <= 16 * warp) return launch_rows<T, warp, 16>(call, blocks, stream);
         if (columns <= 8 * block) return launch_rows<T, block, 8>(call, blocks, stream);
@@ -307,8 +336,9 @@ cudaError_t cross_entropy(Tensor scores, Tensor y_true, Tensor loss, const Tenso
     });
 }
 
-int64_t cross_entropy_workspace_bytes(Tensor scores) {
-    return partial_bytes(cross_entropy_blocks(scores.size[0], scores.size[1]), scores.dtype);
+int64_t cross_entropy_workspace_bytes(Tensor scores, const int64_t* ignored) {
+    const int64_t sums = partial_sums(cross_entropy_blocks(scores.size[0], scores.size[1]));
+    return (sums + (ignored ? 1 : 0)) * accumulator_bytes(scores.dtype);
 }
 
 }  // namespace scratchcuda

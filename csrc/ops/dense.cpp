@@ -21,21 +21,24 @@ Sizes with_features(const stable::Tensor& tensor, int64_t features) {
 }
 
 // x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
-stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const stable::Tensor& b,
+stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const std::optional<stable::Tensor>& b,
                      const std::string& activation) {
     const Guard guard(x);
     check_dtype("x", x);
     check_alike("w", w, x, "x");
-    check_alike("b", b, x, "x");
     check_dims("w", w, 2, "(n_in, n_out)");
     check_features("x", x, w.size(0));
-    check_shape("b", b, Sizes{w.size(1)});
+    if (b) {
+        check_alike("b", *b, x, "x");
+        check_shape("b", *b, Sizes{w.size(1)});
+    }
     const bool softmax = activation == "softmax";
     const auto f = elementwise(softmax ? "none" : activation, "one of none, relu, sigmoid, tanh, softmax");
     check_here("x", x);
     const auto rows = operand(x);
     auto a = empty(x, with_features(x, w.size(1)));
-    launched("dense", dense_forward(view(rows), view(w), view(b), view(a), f, tile, guard.stream));
+    const Tensor b_view = view(b ? *b : w);
+    launched("dense", dense_forward(view(rows), view(w), b ? &b_view : nullptr, view(a), f, tile, guard.stream));
     if (softmax) launched("dense", softmax_forward(view(a), view(a), guard.stream));
     return a;
 }
@@ -74,7 +77,8 @@ void check_rows(const stable::Tensor& delta, const stable::Tensor& x) {
     }
 }
 
-// delta (..., n_out), x (..., n_in) -> (n_in, n_out), (n_out,)
+// delta (..., n_out), x (..., n_in) -> (n_in, n_out), (n_out,). In memory the first lies as torch.nn's weights
+// (n_out, n_in) do, so that autograd need not copy it.
 std::tuple<stable::Tensor, stable::Tensor> dense_backward_weights(const stable::Tensor& delta,
                                                                   const stable::Tensor& x) {
     const Guard guard(delta);
@@ -82,7 +86,8 @@ std::tuple<stable::Tensor, stable::Tensor> dense_backward_weights(const stable::
     check_here("delta", delta);
     const int64_t last = x.dim() - 1;
     const auto delta_rows = operand(delta), x_rows = operand(x);
-    auto dw = empty(x, Sizes{x.size(last), delta.size(last)}), db = empty(x, Sizes{delta.size(last)});
+    const auto dw = stable::transpose(empty(x, Sizes{delta.size(last), x.size(last)}), 0, 1);
+    const auto db = empty(x, Sizes{delta.size(last)});
     const auto partials = workspace(x, dense_workspace_bytes(view(delta_rows), view(x_rows), tile));
     launched("dense_backward_weights",
              scratchcuda::dense_backward_weights(view(delta_rows), view(x_rows), view(dw), view(db),

@@ -39,6 +39,7 @@ std::tuple<stable::Tensor, stable::Tensor> mse_to(const stable::Tensor& y_pred, 
 
 // scores (m, classes), y_true (m, classes) or class indices (m,) of int64
 std::tuple<stable::Tensor, stable::Tensor> cross_entropy_to(const stable::Tensor& scores, const stable::Tensor& y_true,
+                                                            const std::optional<int64_t>& ignore_index,
                                                             const Place* place) {
     const Guard guard(scores);
     check_dtype("scores", scores);
@@ -49,41 +50,50 @@ std::tuple<stable::Tensor, stable::Tensor> cross_entropy_to(const stable::Tensor
     } else {
         check_alike("y_true", y_true, scores, "scores");
         check_shape("y_true", y_true, scores.sizes());
+        if (ignore_index) refuse("ignore_index is ", *ignore_index, ", expected None with probabilities");
     }
     if (place) check_place(*place, scores, "scores");
     check_here("scores", scores);
     const auto loss = place ? place->losses : empty(scores, Sizes{});
     auto gradient = empty(scores, scores.sizes());
-    const auto partials = workspace(scores, cross_entropy_workspace_bytes(view(scores)));
+    const int64_t* const ignored = ignore_index ? &*ignore_index : nullptr;
+    const auto partials = workspace(scores, cross_entropy_workspace_bytes(view(scores), ignored));
     const Tensor step = view(place ? place->step : loss);
     launched("cross_entropy",
-             scratchcuda::cross_entropy(view(scores), view(y_true), view(loss), place ? &step : nullptr, view(gradient),
-                                        partials.data_ptr(), guard.stream));
+             scratchcuda::cross_entropy(view(scores), view(y_true), ignored, view(loss), place ? &step : nullptr,
+                                        view(gradient), partials.data_ptr(), guard.stream));
     return {loss, gradient};
 }
 
-using Loss = decltype(mse_to);
+std::tuple<stable::Tensor, stable::Tensor> mse(const stable::Tensor& y_pred, const stable::Tensor& y_true) {
+    return mse_to(y_pred, y_true, nullptr);
+}
 
-template <Loss* loss>
-std::tuple<stable::Tensor, stable::Tensor> alone(const stable::Tensor& y_pred, const stable::Tensor& y_true) {
-    return loss(y_pred, y_true, nullptr);
+std::tuple<stable::Tensor, stable::Tensor> cross_entropy(const stable::Tensor& scores, const stable::Tensor& y_true,
+                                                         const std::optional<int64_t>& ignore_index) {
+    return cross_entropy_to(scores, y_true, ignore_index, nullptr);
 }
 
 // losses (steps,), step ()
-template <Loss* loss>
-stable::Tensor of_step(const stable::Tensor& y_pred, const stable::Tensor& y_true, const stable::Tensor& losses,
-                       const stable::Tensor& step) {
+stable::Tensor mse_step_(const stable::Tensor& y_pred, const stable::Tensor& y_true, const stable::Tensor& losses,
+                         const stable::Tensor& step) {
     const Place place{losses, step};
-    return std::get<1>(loss(y_pred, y_true, &place));
+    return std::get<1>(mse_to(y_pred, y_true, &place));
+}
+
+stable::Tensor cross_entropy_step_(const stable::Tensor& scores, const stable::Tensor& y_true,
+                                   const stable::Tensor& losses, const stable::Tensor& step) {
+    const Place place{losses, step};
+    return std::get<1>(cross_entropy_to(scores, y_true, std::nullopt, &place));
 }
 
 }  // namespace
 
 SCRATCHCUDA_OPS(m) {
-    m.impl("mse", TORCH_BOX(&alone<mse_to>));
-    m.impl("cross_entropy", TORCH_BOX(&alone<cross_entropy_to>));
-    m.impl("mse_step_", TORCH_BOX(&of_step<mse_to>));
-    m.impl("cross_entropy_step_", TORCH_BOX(&of_step<cross_entropy_to>));
+    m.impl("mse", TORCH_BOX(&mse));
+    m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+    m.impl("mse_step_", TORCH_BOX(&mse_step_));
+    m.impl("cross_entropy_step_", TORCH_BOX(&cross_entropy_step_));
 }
 
 }  // namespace scratchcuda::ops

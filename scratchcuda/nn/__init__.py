@@ -1,0 +1,25 @@
+"""Drop-in layers: torch.nn's, with the same parameters and behaviour, on the kernels of this package.
+
+Each class is a subclass of torch.nn's of the same name. :func:`convert` makes the layers of an existing model ours,
+:func:`revert` makes them torch.nn's again. ``scratchcuda.Linear`` is an activation, as in the documents that this
+package grew from; ``scratchcuda.nn.Linear`` is the layer.
+"""
+
+from scratchcuda.nn import functional
+from scratchcuda.nn.conversion import Conversion, Fused, convert, revert
+from scratchcuda.nn.modules import CrossEntropyLoss, Linear, MSELoss, ReLU, Sigmoid, Softmax, Tanh
+
+__all__ = [
+    "Conversion",
+    "CrossEntropyLoss",
+    "Fused",
+    "Linear",
+    "MSELoss",
+    "ReLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "convert",
+    "functional",
+    "revert",
+]

@@ -1,0 +1,173 @@
+"""torch.nn.functional's functions of the same names, on the kernels where they serve.
+
+The kernels take CUDA tensors, and CPU tensors on the emulator: dense ones of one of their dtypes, with or without
+gradients, also within torch.compile, activation checkpointing and CUDA Graphs. Everything else goes to torch's own
+function, so results, gradients and errors are torch's: CPU tensors, tensor subclasses, the transforms of torch.func,
+exports, and the arguments that the kernels do not know, which each docstring names.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scratchcuda import _backend, tensor_ops
+from scratchcuda.nn import _autograd
+from scratchcuda.ops import ACTIVATIONS
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """``f(input weight^T + bias)``, as torch.nn.functional.linear, with an activation f besides.
+
+    Args:
+        input: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,), or none.
+        activation: one of :data:`scratchcuda.ops.ACTIVATIONS`; softmax runs over the last dimension.
+
+    Returns:
+        (..., out_features).
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    if _within_reach(input):
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            if activation == "softmax":  # which has a dtype of its own there
+                return softmax(linear(input, weight, bias), -1)
+            dtype = torch.get_autocast_dtype(device)
+            input, weight = _cast(input, dtype), _cast(weight, dtype)
+            bias = bias if bias is None else _cast(bias, dtype)
+        fits = weight.dim() == 2 and input.dim() > 0 and input.shape[-1] == weight.shape[1]
+        if fits and (bias is None or bias.shape == weight.shape[:1]):
+            given = (input, weight) if bias is None else (input, weight, bias)
+            if kernels := _kernels("dense", *given):
+                return _autograd.linear(kernels, input, weight, bias, activation)
+    return tensor_ops.activate_(functional.linear(input, weight, bias), activation)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """``max(input, 0)``, any shape. In place, it is torch's own."""
+    if not inplace and _within_reach(input) and (kernels := _kernels("relu", input)):
+        return _autograd.activation(kernels, input, "relu")
+    return functional.relu(input, inplace)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """``1 / (1 + exp(-input))``, any shape."""
+    if _within_reach(input) and (kernels := _kernels("sigmoid", input)):
+        return _autograd.activation(kernels, input, "sigmoid")
+    return functional.sigmoid(input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    """``tanh(input)``, any shape."""
+    if _within_reach(input) and (kernels := _kernels("tanh", input)):
+        return _autograd.activation(kernels, input, "tanh")
+    return functional.tanh(input)
+
+
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """``exp(input_i) / sum_j exp(input_j)`` over the dimension ``dim``, computed in ``dtype`` if given.
+
+    Without ``dim``, which torch guesses then, and of a scalar, it is torch's own.
+    """
+    if dim is not None and _within_reach(input) and -input.dim() <= dim < input.dim():
+        z = input if dtype is None else input.to(dtype)
+        if input.is_cuda and torch.is_autocast_enabled("cuda") and dtype is None:
+            z = _cast(input, torch.float32)
+        if kernels := _kernels("softmax", z):
+            return _autograd.activation(kernels, z.movedim(dim, -1), "softmax").movedim(-1, dim)
+    return functional.softmax(input, dim, _stacklevel + 1, dtype)
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error, as torch.nn.functional.mse_loss.
+
+    It is torch's own with weights, another reduction than "mean", a target of another shape, or one that asks for a
+    gradient.
+
+    Args:
+        input: predictions, any shape.
+        target: of the same shape.
+
+    Returns:
+        ().
+    """
+    plain = reduction == "mean" and size_average is None and reduce is None and weight is None
+    if plain and _within_reach(input) and input.shape == target.shape and not target.requires_grad:
+        predictions, targets = _as_loss(input), _as_loss(target)
+        if kernels := _kernels("mse", predictions, targets):
+            return _autograd.loss(kernels, "mse", predictions, targets)
+    return functional.mse_loss(input, target, size_average, reduce, reduction, weight)  # type: ignore[call-arg]
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of softmax(input), as torch.nn.functional.cross_entropy.
+
+    It is torch's own with weights, label smoothing, another reduction than "mean", other dimensions than these, or
+    probabilities that ask for a gradient.
+
+    Args:
+        input: scores (m, classes).
+        target: class indices (m,) of int64, or probabilities (m, classes). Where the kernels serve, an index that is
+            no class makes loss and gradient NaN; to refuse it is to wait for the GPU.
+        ignore_index: a class index whose rows have no part in the mean.
+
+    Returns:
+        ().
+    """
+    plain = reduction == "mean" and size_average is None and reduce is None and weight is None and not label_smoothing
+    if plain and _within_reach(input) and input.dim() == 2 and not target.requires_grad:
+        scores = _as_loss(input)
+        if target.dtype == torch.int64 and target.shape == input.shape[:1] and target.device == input.device:
+            if kernels := _kernels("cross_entropy", scores):
+                return _autograd.loss(kernels, "cross_entropy", scores, target, ignore_index)
+        elif target.shape == input.shape:
+            probabilities = _as_loss(target)
+            if kernels := _kernels("cross_entropy", scores, probabilities):
+                return _autograd.loss(kernels, "cross_entropy", scores, probabilities)
+    return functional.cross_entropy(
+        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+    )
+
+
+def _within_reach(tensor: Tensor) -> bool:
+    """Whether kernels may serve it. All that CPU tensors are asked, in a fraction of a microsecond."""
+    backend = _backend.current
+    if backend == "tensor" or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    return tensor.is_cuda or backend == "emulator"
+
+
+def _kernels(name: str, *tensors: Tensor) -> str:
+    """The namespace of torch.ops whose kernels take these tensors; none if these are not of one dtype and device."""
+    dtype, device = tensors[0].dtype, tensors[0].device
+    if dtype not in _backend.DTYPES or any(t.dtype != dtype or t.device != device for t in tensors[1:]):
+        return ""
+    return _backend.kernels_for(name, *tensors)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As torch.autocast casts an argument."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+
+def _as_loss(tensor: Tensor) -> Tensor:
+    """As torch.autocast casts the arguments of a loss, if it is on."""
+    return _cast(tensor, torch.float32) if torch.is_autocast_enabled(tensor.device.type) else tensor
