@@ -158,13 +158,18 @@ def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
     return getattr(getattr(torch.ops, kernels) if kernels else tensor_ops, name)
 
 
+def reaches(tensor: Tensor) -> bool:
+    """Whether the backend in use has kernels for tensors of this device. All that CPU tensors are usually asked."""
+    return current != "tensor" and (current == "emulator" or tensor.is_cuda)
+
+
 def kernels_for(name: str, *tensors: Tensor) -> str:
     """The namespace of torch.ops whose kernels take an op's tensors; none where torch's own operations serve.
 
     These serve wherever more is asked than numbers in memory: under the transforms of torch.func, for an export, and
     for tensors of other kinds (meta, fake, with the negative bit, subclasses).
     """
-    if current == "tensor" or (current != "emulator" and not any(tensor.is_cuda for tensor in tensors)):
+    if not any(reaches(tensor) for tensor in tensors):
         return ""
     for tensor in tensors:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta:

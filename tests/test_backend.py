@@ -47,7 +47,8 @@ class Served(list):
 @pytest.fixture
 def served(monkeypatch):
     names = Served()
-    monkeypatch.setattr(_emulator, "_usual", lambda: _emulator.Emulator(names, None))
+    monkeypatch.setattr(torch.ops, "served", names, raising=False)
+    monkeypatch.setattr(_emulator, "_usual", lambda: _emulator.Emulator("served", None))
     return names
 
 
