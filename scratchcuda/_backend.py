@@ -163,16 +163,23 @@ def reaches(tensor: Tensor) -> bool:
     return current != "tensor" and (current == "emulator" or tensor.is_cuda)
 
 
+def plain(tensor: Tensor) -> bool:
+    """Whether this is dense memory, and not a fake, a subclass, or the like."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_nested
+
+
 def kernels_for(name: str, *tensors: Tensor) -> str:
     """The namespace of torch.ops whose kernels take an op's tensors; none where torch's own operations serve.
 
     These serve wherever more is asked than numbers in memory: under the transforms of torch.func, for an export, and
-    for tensors of other kinds (meta, fake, with the negative bit, subclasses).
+    for tensors that are not :func:`plain` or have the negative bit.
     """
     if not any(reaches(tensor) for tensor in tensors):
         return ""
     for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta:
+        if not plain(tensor):
             return ""
         if not torch.compiler.is_compiling() and tensor.is_neg():  # the compiler resolves such views itself
             return ""

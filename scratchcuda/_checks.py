@@ -75,6 +75,12 @@ def apart(written: Mapping[str, Sequence[Tensor]], read: Mapping[str, Sequence[T
         furthest[is_written] = max(furthest[is_written], (end, name))
 
 
+def dim(name: str, value: int, tensor_name: str, tensor: Tensor) -> None:
+    dims = max(1, tensor.dim())
+    if not -dims <= value < dims:
+        raise ValueError(f"{name} is {value}, expected one of the {dims} of {tensor_name} {tuple(tensor.shape)}")
+
+
 def features(name: str, value: Tensor, expected: int) -> None:
     if value.dim() == 0 or value.shape[-1] != expected:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected} features as its last dimension")

@@ -128,10 +128,11 @@ def tanh(z: Tensor) -> Tensor:
     return serving("tanh", z)(z)
 
 
-def softmax(z: Tensor) -> Tensor:
-    """``exp(z_i) / sum_j exp(z_j)`` over the last dimension, any shape."""
+def softmax(z: Tensor, dim: int = -1) -> Tensor:
+    """``exp(z_i) / sum_j exp(z_j)`` over the dimension ``dim``, any shape."""
     _checks.floating("z", z)
-    return serving("softmax", z)(z)
+    _checks.dim("dim", dim, "z", z)
+    return serving("softmax", z)(z, dim)
 
 
 def relu_backward(delta: Tensor, a: Tensor) -> Tensor:
@@ -152,10 +153,11 @@ def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
     return serving("tanh_backward", delta, a)(delta, a)
 
 
-def softmax_backward(delta: Tensor, a: Tensor) -> Tensor:
-    """``a (delta - sum(delta a))``, sums over the last dimension, with ``a = softmax(z)``; both of one shape."""
+def softmax_backward(delta: Tensor, a: Tensor, dim: int = -1) -> Tensor:
+    """``a (delta - sum(delta a))``, sums over the dimension ``dim``; with ``a = softmax(z, dim)`` of the same shape."""
     _outputs(delta, a)
-    return serving("softmax_backward", delta, a)(delta, a)
+    _checks.dim("dim", dim, "delta", delta)
+    return serving("softmax_backward", delta, a)(delta, a, dim)
 
 
 def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""torch.optim.SGD on the fused update of :func:`scratchcuda.ops.sgd_update_`."""
+"""torch.optim.SGD on the fused update of :func:`scratchcuda.ops.sgd_update_`; all other names are torch.optim's."""
 
 import itertools
 from collections import defaultdict
@@ -65,6 +65,10 @@ class SGD(torch.optim.SGD):
             if group["momentum"]:
                 for p, buffer in zip(params, buffers, strict=True):
                     self.state[p]["momentum_buffer"] = buffer
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(torch.optim, name)
 
 
 def _is_ours(group: dict[str, Any]) -> bool:

@@ -61,8 +61,8 @@ def tanh(z: Tensor) -> Tensor:
     return torch.tanh(z)
 
 
-def softmax(z: Tensor) -> Tensor:
-    return torch.softmax(z, -1)
+def softmax(z: Tensor, dim: int = -1) -> Tensor:
+    return torch.softmax(z, dim)
 
 
 def relu_backward(delta: Tensor, a: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
     return aten.tanh_backward(delta, a)
 
 
-def softmax_backward(delta: Tensor, a: Tensor) -> Tensor:
-    return aten._softmax_backward_data(delta, a, -1, a.dtype)
+def softmax_backward(delta: Tensor, a: Tensor, dim: int = -1) -> Tensor:
+    return aten._softmax_backward_data(delta, a, dim, a.dtype)
 
 
 _DIFFERENTIATE = {"relu": relu_backward, "sigmoid": sigmoid_backward, "tanh": tanh_backward}

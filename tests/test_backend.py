@@ -221,7 +221,8 @@ def test_refusals(call, exception, message):
 class OnDevice(SimpleNamespace):
     """Stands in for a tensor of which _backend asks these questions."""
 
-    is_meta, requires_grad, dtype, is_neg = False, False, torch.float32, staticmethod(lambda: False)
+    is_meta, is_nested, requires_grad, dtype, layout = False, False, False, torch.float32, torch.strided
+    is_neg = staticmethod(lambda: False)
     is_cuda = property(lambda self: self.device.type == "cuda")
 
 

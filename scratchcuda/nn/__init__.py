@@ -2,8 +2,13 @@
 
 Each class is a subclass of torch.nn's of the same name. :func:`convert` makes the layers of an existing model ours,
 :func:`revert` makes them torch.nn's again. ``scratchcuda.Linear`` is an activation, as in the documents that this
-package grew from; ``scratchcuda.nn.Linear`` is the layer.
+package grew from; ``scratchcuda.nn.Linear`` is the layer. Names that are not ours are torch.nn's, so that ``from
+scratchcuda import nn`` takes the place of ``from torch import nn``.
 """
+
+from typing import Any
+
+import torch
 
 from scratchcuda.nn import functional
 from scratchcuda.nn.conversion import Conversion, Fused, convert, revert
@@ -23,3 +28,8 @@ __all__ = [
     "functional",
     "revert",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """All else is torch.nn's."""
+    return getattr(torch.nn, name)

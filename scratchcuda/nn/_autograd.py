@@ -22,10 +22,10 @@ def linear(kernels: str, x: Tensor, weight: Tensor, bias: Tensor | None, activat
     return result
 
 
-def activation(kernels: str, z: Tensor, name: str) -> Tensor:
+def activation(kernels: str, z: Tensor, name: str, *dim: int) -> Tensor:
     if not _records(z):
-        return getattr(_namespace(kernels), name)(z)
-    result: Tensor = _Activation.apply(z, name, kernels)
+        return getattr(_namespace(kernels), name)(z, *dim)
+    result: Tensor = _Activation.apply(z, name, dim, kernels)
     return result
 
 
@@ -64,16 +64,16 @@ class _Linear(Function):
 
 class _Activation(Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, name: str, kernels: str) -> Tensor:
-        a: Tensor = getattr(_namespace(kernels), name)(z)
+    def forward(ctx: Any, z: Tensor, name: str, dim: tuple[int, ...], kernels: str) -> Tensor:
+        a: Tensor = getattr(_namespace(kernels), name)(z, *dim)
         ctx.save_for_backward(a)
-        ctx.name, ctx.kernels = name, kernels
+        ctx.name, ctx.dim, ctx.kernels = name, dim, kernels
         return a
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
         (a,) = ctx.saved_tensors
-        return getattr(_ops_of_backward(ctx.kernels), f"{ctx.name}_backward")(delta, a), None, None
+        return getattr(_ops_of_backward(ctx.kernels), f"{ctx.name}_backward")(delta, a, *ctx.dim), None, None, None
 
 
 class _Loss(Function):

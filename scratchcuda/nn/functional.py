@@ -6,6 +6,8 @@ function, so results, gradients and errors are torch's: CPU tensors, tensor subc
 exports, and the arguments that the kernels do not know, which each docstring names.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -76,7 +78,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         if input.is_cuda and torch.is_autocast_enabled("cuda") and dtype is None:
             z = _cast(input, torch.float32)
         if kernels := _kernels("softmax", z):
-            return _autograd.activation(kernels, z.movedim(dim, -1), "softmax").movedim(-1, dim)
+            return _autograd.activation(kernels, z, "softmax", dim)
     return functional.softmax(input, dim, _stacklevel + 1, dtype)
 
 
@@ -138,7 +140,7 @@ def cross_entropy(
         if target.dtype == torch.int64 and target.shape == input.shape[:1] and target.device == input.device:
             if kernels := _kernels("cross_entropy", scores):
                 return _autograd.loss(kernels, "cross_entropy", scores, target, ignore_index)
-        elif target.shape == input.shape:
+        elif target.shape == input.shape and ignore_index < 0:
             probabilities = _as_loss(target)
             if kernels := _kernels("cross_entropy", scores, probabilities):
                 return _autograd.loss(kernels, "cross_entropy", scores, probabilities)
@@ -147,8 +149,14 @@ def cross_entropy(
     )
 
 
+def __getattr__(name: str) -> Any:
+    """All else is torch's."""
+    return getattr(functional, name)
+
+
 def _within_reach(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter) and _backend.reaches(tensor)
+    """Asked first, of proxies too, which have no answer to the rest."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and _backend.reaches(tensor) and _backend.plain(tensor)
 
 
 def _kernels(name: str, *tensors: Tensor) -> str:
