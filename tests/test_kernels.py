@@ -587,6 +587,28 @@ def test_losses_cross_entropy(columns, layout, dtype):
 
 
 @by_dtype
+@pytest.mark.parametrize("columns", [3, 200, 600, 5000])
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_losses_cross_entropy_without_some_rows(columns, ignored, dtype):
+    """As of the others alone; of one block and several."""
+    for rows in (1, 5, 40):
+        scores, classes = rand(rows, columns, dtype=dtype), torch.randint(2, columns, (2 * rows,))[::2]
+        classes[rows // 3 :: 2] = ignored
+        loss, gradient = kernel("cross_entropy", scores, classes, ignored)
+        kept = classes != ignored
+        expected, others = kernel("cross_entropy", scores[kept].contiguous(), classes[kept])
+        torch.testing.assert_close(
+            loss, expected, rtol=16 * torch.finfo(dtype).eps, atol=0, equal_nan=True
+        )  # the order
+        assert torch.equal(gradient[kept], others)
+        assert not gradient[~kept].any()
+        assert loss.isnan() == (rows == 1)
+        wrong = classes.clone()
+        wrong[kept] = columns
+        assert kernel("cross_entropy", scores, wrong, ignored)[0].isnan()
+
+
+@by_dtype
 def test_losses_special_values(dtype):
     """NaN and infinities as torch, no loss of nothing, and NaN for an index that is no class."""
     for columns in (3, 200, 1000, 9000):
@@ -610,6 +632,38 @@ def test_losses_special_values(dtype):
         assert kernel("cross_entropy", torch.zeros(0, 4, dtype=dtype), targets)[0].isnan()
 
 
+@by_dtype
+@pytest.mark.parametrize("activation", ["none", *ELEMENTWISE, "softmax"])
+def test_dense_without_bias(activation, dtype):
+    """The same bits as with one of zeros."""
+    x, w = rand(7, 5, dtype=dtype), rand(5, 3, dtype=dtype)
+    expected = kernel("dense", x, w, torch.zeros(3, dtype=dtype), activation)
+    assert torch.equal(kernel("dense", x, w, None, activation), expected)
+
+
+@by_dtype
+def test_dense_gradients_lie_as_torchs_weights(dtype):
+    """So that autograd takes them without a copy; whether or not the rows are shared out."""
+    for m in (7, 1100):
+        dw, _ = kernel("dense_backward_weights", rand(m, 3, dtype=dtype), rand(m, 5, dtype=dtype))
+        assert (dw.shape, dw.mT.is_contiguous()) == ((5, 3), True)
+
+
+@by_dtype
+def test_softmax_over_any_dimension(dtype):
+    """Contiguous, as torch's; the same bits as over the last one."""
+    for z in (rand(4, 3, 5, dtype=dtype), rand(5, 3, 4, dtype=dtype).mT[:, ::2], rand(dtype=dtype)):
+        delta = rand(*z.shape, dtype=dtype)
+        for dim in range(-z.dim(), max(1, z.dim())):
+            moved = (t.movedim(dim, -1) if z.dim() else t for t in (z, delta))
+            a, dz = kernel("softmax", z, dim), kernel("softmax_backward", delta, kernel("softmax", z, dim), dim)
+            z_last, delta_last = moved
+            a_last = kernel("softmax", z_last)
+            for result, last in ((a, a_last), (dz, kernel("softmax_backward", delta_last, a_last))):
+                assert result.is_contiguous()
+                assert torch.equal(result, last.movedim(-1, dim) if z.dim() else last)
+
+
 @pytest.mark.backends("emulator")
 def test_losses_are_summed_by_as_many_blocks_as_the_shape_says():
     for name, args, blocks in (
@@ -619,6 +673,7 @@ def test_losses_are_summed_by_as_many_blocks_as_the_shape_says():
         ("cross_entropy", (rand(33, 512), rand(33, 512)), [2, 1]),
         ("cross_entropy", (rand(3, 513), rand(3, 513)), [3, 1]),
         ("cross_entropy", (rand(1100, 513), torch.zeros(1100, dtype=torch.int64)), [1024, 1]),
+        ("cross_entropy", (rand(33, 512), torch.zeros(33, dtype=torch.int64), 1), [1, 2, 1]),
     ):
         assert [launch.grid for launch in launched(name, *args)] == [(number, 1, 1) for number in blocks]
 

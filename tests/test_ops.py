@@ -219,6 +219,22 @@ def test_class_indices_are_one_hot_rows():
     torch.testing.assert_close(ops.cross_entropy(scores, classes)[0], functional.cross_entropy(scores, classes))
 
 
+def test_a_class_index_to_ignore():
+    scores, classes = rand(6, 4), torch.tensor([0, 9, 1, 9, 2, 0])
+    loss, gradient = ops.cross_entropy(scores, classes, 9)
+    leaf = scores.clone().requires_grad_()
+    exact = functional.cross_entropy(leaf, classes, ignore_index=9)
+    exact.backward()
+    torch.testing.assert_close((loss, gradient), (exact.detach(), leaf.grad))
+
+
+def test_dense_without_a_bias_and_softmax_over_a_dimension():
+    x, w = rand(4, 5), rand(5, 3)
+    torch.testing.assert_close(ops.dense(x, w, activation="tanh"), (x @ w).tanh())
+    torch.testing.assert_close(ops.softmax(x, 0), x.softmax(0))
+    torch.testing.assert_close(ops.softmax_backward(x, x, 0), ops.softmax_backward(x.T, x.T).T)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.0, 1e4, -1e4, 5e-324])
 def test_special_values_as_torch(value):
     x = torch.tensor([[value, 1.0], [0.5, value]], dtype=torch.float64)
@@ -413,6 +429,9 @@ ORDER, STEP = torch.arange(4), torch.tensor(0)
         (lambda: ops.tanh(X.long()), TypeError, "z has dtype torch.int64"),
         (lambda: ops.tanh_backward(DELTA, X), ValueError, r"a has shape \(4, 5\), expected \(4, 3\)"),
         (lambda: ops.softmax_backward(DELTA, DELTA.float()), TypeError, "a has dtype torch.float32"),
+        (lambda: ops.softmax(DELTA, 2), ValueError, r"dim is 2, expected one of the 2 of z \(4, 3\)"),
+        (lambda: ops.softmax_backward(DELTA, DELTA, -3), ValueError, r"dim is -3, expected one of the 2 of delta"),
+        (lambda: ops.cross_entropy(DELTA, DELTA, 1), ValueError, "ignore_index is 1, expected None with probabilities"),
         (lambda: ops.mse(DELTA, DELTA[:, :1]), ValueError, r"y_true has shape \(4, 1\), expected \(4, 3\)"),
         (
             lambda: ops.cross_entropy(DELTA[0], DELTA[0]),
