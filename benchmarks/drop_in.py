@@ -1,0 +1,107 @@
+"""What a training step of small layers costs on the CPU: scratchcuda.nn and scratchcuda.optim beside torch.nn, eager.
+
+A step is zero_grad, forward, loss, backward and update of Linear, activation, Linear and MSELoss, all of one width. The
+peers start from the same parameters, take turns every few steps, so that a change of the machine's speed meets all of
+them, and get no ratio unless their losses are torch.nn's.
+
+    python benchmarks/drop_in.py [--rounds 200] [--json FILE]
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fit import versions
+from rich.console import Console
+from rich.table import Table
+
+import scratchcuda
+from scratchcuda.compare import device_name
+
+WIDTHS, BATCHES, ACTIVATIONS = (16, 64, 256), (1, 32, 512), ("ReLU", "Tanh")
+PEERS = ("torch.nn", "converted", "converted, fused")
+
+
+def step_of(peer: str, net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], torch.Tensor]:
+    module, optim = (torch.nn, torch.optim) if peer == "torch.nn" else (scratchcuda.nn, scratchcuda.optim)
+    if peer != "torch.nn":
+        scratchcuda.nn.convert(net, fuse=peer == "converted, fused")
+    loss_f, optimizer = module.MSELoss(), optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_f(net(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def measure(width: int, batch: int, activation: str, rounds: int, seconds: float = 2e-3) -> dict:
+    """For each peer, the seconds of a step in each round, and quartiles of how many times faster it is."""
+    torch.manual_seed(0)
+    linears = (torch.nn.Linear(width, width) for _ in range(2))
+    net = torch.nn.Sequential(next(linears), getattr(torch.nn, activation)(), next(linears))
+    x, y = torch.randn(2, batch, width)
+    steps = {peer: step_of(peer, copy.deepcopy(net), x, y) for peer in PEERS}
+    losses = {peer: [step().item() for _ in range(20)] for peer, step in steps.items()}
+    start = time.perf_counter()
+    steps["torch.nn"]()
+    count = 1 + int(seconds / (time.perf_counter() - start))
+    times: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    for i in range(rounds):
+        for peer in PEERS[i % 3 :] + PEERS[: i % 3]:  # each comes after each
+            start = time.perf_counter()
+            for _ in range(count):
+                steps[peer]()
+            times[peer].append((time.perf_counter() - start) / count)
+    found: dict = {"width": width, "batch": batch, "activation": activation, "peers": {}}
+    for peer in PEERS:
+        # Roundings of twenty steps in float32.
+        agrees = torch.allclose(*(torch.tensor(losses[p]) for p in (peer, "torch.nn")), rtol=1e-5, atol=0)
+        row = found["peers"][peer] = {"seconds": times[peer], "agrees": agrees}
+        if agrees:
+            row["ratio"] = statistics.quantiles(
+                (theirs / ours for theirs, ours in zip(times["torch.nn"], times[peer], strict=True)), n=4
+            )
+    return found
+
+
+def show(rows: list[dict]) -> None:
+    table = Table("width", "batch", "activation", "torch.nn, µs", *PEERS[1:])
+    for row in rows:
+        texts = [f"{1e6 * statistics.median(row['peers']['torch.nn']['seconds']):.0f}"]
+        for peer in PEERS[1:]:
+            low, median, high = row["peers"][peer].get("ratio", (0, 0, 0))
+            tie = ", a tie" if low <= 1 <= high else ""
+            texts.append(f"{median:.2f} ({low:.2f} to {high:.2f}{tie})" if median else "other losses")
+        table.add_row(str(row["width"]), str(row["batch"]), row["activation"], *texts)
+    console = Console()
+    console.print("How many times faster than torch.nn a step is: medians, quartiles; a tie where these enclose 1")
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200, help="measurements of each peer (default: 200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything into this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {"device": device_name(torch.device("cpu")), "threads": 1, "dtype": "float32", "versions": versions()}
+    print(f"{result['device']}, {os.cpu_count()} cores, one thread, {result['versions']}")
+    sizes = [(width, batch, activation) for activation in ACTIVATIONS for width in WIDTHS for batch in BATCHES]
+    rows = [measure(*size, arguments.rounds) for size in sizes]
+    show(rows)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result | {"steps": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
