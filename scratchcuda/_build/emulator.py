@@ -33,11 +33,11 @@ def build(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
 
     Args:
         variants: of :data:`VARIANTS`.
-        extra: ``.cu`` files to compile into it in place of the ops.
+        extra: ``.cu`` files to compile into it in place of the kernels and ops.
 
     Raises BuildError if there is no compiler, or it refuses the sources, or the cache cannot be written.
     """
-    variants = sorted(set(variants))
+    variants, extra = sorted(set(variants)), list(extra)
     unknown = [variant for variant in variants if variant not in VARIANTS]
     if unknown:
         raise ValueError(f"the emulator's variant is {unknown[0]!r}, expected one of {', '.join(VARIANTS)}")
@@ -50,7 +50,7 @@ def build(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     for variant in variants:
         kernels += VARIANTS[variant][0]
         own += VARIANTS[variant][1]
-    calls = [[*compiler.words, *own, *kernels, include, str(path)] for path in [*kernel_sources(), *extra]]
+    calls = [[*compiler.words, *own, *kernels, include, str(path)] for path in extra or kernel_sources()]
     calls += [[*compiler.words, *own, include, str(path)] for path in sorted((csrc() / "emulator").glob("*.cpp"))]
     link = [*compiler.words, "-shared"]
     link += [flag for flag in kernels if flag.startswith("-fsanitize=") and flag != "-fsanitize=alignment"]
@@ -62,7 +62,7 @@ def build(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
         libraries += [f"-L{torch.folder}/lib", "-ltorch_cpu"]
     # Where the sources lie, too: a debugger shows them.
     identity = repr([compiler.version, torch.version, platform.machine(), str(csrc())])
-    name = "-".join(["emulator", *variants])
+    name = "-".join(["emulator", *variants, *(path.stem for path in extra)])
     return Library(name, f"the {name}", identity, calls, link, libraries, {}).built()
 
 
