@@ -74,6 +74,7 @@ def test_workload_names():
     assert {name.value for name in WorkloadName} == set(WORKLOADS)
 
 
+@pytest.mark.backends("tensor")  # once: no backend has a part in it
 def test_module_and_version():
     output = subprocess.check_output([sys.executable, "-m", "scratchcuda", "--version"], text=True)
     assert output.startswith(f"scratchcuda {scratchcuda.__version__}, torch ")
@@ -84,6 +85,7 @@ def test_versions_stand_in_one_place():
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
 
 
+@pytest.mark.backends("tensor")  # once: no backend has a part in it
 def test_import_needs_torch_only():
     """Nothing of the command line or the tests comes in with the library."""
     code = "import sys, scratchcuda; print(*{'typer', 'rich', 'matplotlib', 'sklearn'} & sys.modules.keys())"

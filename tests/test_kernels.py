@@ -115,11 +115,11 @@ def sum_dtype(dtype):
 
 def product(left, right):
     """left @ right as a plain loop sums it, in the type that the kernels sum in."""
-    wide = sum_dtype(left.dtype)
-    total = torch.zeros(left.shape[0], right.shape[1], dtype=wide)
-    for k in range(left.shape[1]):
-        total += left[:, k, None].to(wide) * right[k].to(wide)
-    return total
+    left, right = (values.to(sum_dtype(values.dtype)).numpy() for values in (left, right))
+    total = np.zeros((len(left), right.shape[1]), left.dtype)
+    for k in range(len(right)):
+        total += left[:, k, None] * right[k]
+    return torch.from_numpy(total)
 
 
 def plain(name, args):
