@@ -46,7 +46,7 @@ def test_disagreement_is_exit_status_1(monkeypatch):
 
 
 def test_divergence_is_said():
-    result = compare("slr", "--epochs", 400, "--repeats", 1, "--lr", 1e9)
+    result = compare("slr", "--epochs", 40, "--repeats", 1, "--lr", 1e9)
     assert result.exit_code == 1
     assert "diverged" in result.output
 
