@@ -8,44 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_benchmarks import check_dry_run
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/gpu_check.py"
 pytestmark = pytest.mark.backends("tensor")
-
-
-def run(*arguments):
-    command = [sys.executable, TOOL, *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_a_dry_run_goes_through_all_parts(tmp_path):
-    found = run("--dry", "--out", tmp_path, "--only", "test_activations and rows and 255 or packs and double")
-    assert found.returncode == 0, found.stdout + found.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["device"] == "none: a dry run"
-    states = {name: part["passed"] for name, part in report["parts"].items()}
-    assert states == {"suite": True, "instructions": True, "bench": True} | dict.fromkeys(
-        ["build", "gpu", "memcheck", "racecheck"]
-    )
-    assert report["parts"]["bench"]["measured"]["dry"] is True
-    assert "A DRY RUN" in found.stdout
-    assert "$ " in (tmp_path / "log.txt").read_text()
-
-
-def test_a_failing_part_fails_the_check(tmp_path):
-    found = run("--dry", "instructions", "--out", tmp_path, "--only", "no test has this name")
-    assert found.returncode == 1
-    assert "instructions FAILED" in found.stdout.replace("  ", " ")
-    assert list(json.loads((tmp_path / "report.json").read_text())["parts"]) == ["instructions"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so():
-    found = run("gpu")
-    assert found.returncode == 1
-    assert "sees no GPU here" in found.stderr
-    assert "unknown part frobnicate, expected build, suite" in run("frobnicate").stderr
 
 
 @pytest.fixture
@@ -54,6 +21,48 @@ def gpu_check():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def run(gpu_check, monkeypatch):
+    """Its exit status, or what it says instead; here, where torch is imported already."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            gpu_check.main()
+        return exited.value.code
+
+    return run
+
+
+def test_a_dry_run_goes_through_all_parts(tmp_path):
+    select = "test_activations and rows and 255 or packs and double"
+    command = [sys.executable, TOOL, "--dry", "--out", tmp_path, "--only", select]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["device"] == "none: a dry run"
+    states = {name: part["passed"] for name, part in report["parts"].items()}
+    assert states == {"suite": True, "instructions": True, "bench": True} | dict.fromkeys(
+        ["build", "gpu", "memcheck", "racecheck"]
+    )
+    check_dry_run(report["parts"]["bench"]["measured"], "tensor plan")
+    assert "A DRY RUN" in found.stdout
+    assert "$ " in (tmp_path / "log.txt").read_text()
+
+
+def test_a_failing_part_fails_the_check(run, tmp_path, capsys):
+    assert run("--dry", "instructions", "--out", tmp_path, "--only", "no test has this name") == 1
+    assert "instructions FAILED" in capsys.readouterr().out.replace("  ", " ")
+    assert list(json.loads((tmp_path / "report.json").read_text())["parts"]) == ["instructions"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(run, capsys):
+    assert "sees no GPU here" in run("gpu")
+    assert run("frobnicate") == 2
+    assert "unknown part frobnicate, expected build, suite" in capsys.readouterr().err
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_tells_what_it_has_found(gpu_check, tmp_path, monkeypatch):
