@@ -51,15 +51,14 @@ def backend(request, monkeypatch):
 
 
 def is_repetition(item):
-    """Whether a test shows nothing in this further build of the emulator that it does not show in the usual one.
+    """Whether a test shows nothing in the further build of the emulator that it does not show in the usual one.
 
-    Layouts decide how elements are reached. sm_75 changes that for products alone, and fma for none: it rounds otherwise,
-    which can part what two kernels have to make alike.
+    Layouts decide how elements are reached, and the further build changes that for products alone.
     """
     variant, layout = (item.callspec.params.get(name) for name in ("_variant", "layout"))
     if not variant or variant == os.environ.get("SCRATCHCUDA_EMULATOR") or layout in (None, "rows"):
         return False
-    return ("dense" if variant == "sm_75" else "activation_below") not in item.name
+    return "dense" not in item.name
 
 
 def pytest_collection_modifyitems(config, items):
