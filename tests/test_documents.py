@@ -7,7 +7,6 @@ from scratchcuda import InputLayer, Model, RelU, SimpleLinearRegression, Softmax
 from scratchcuda.compare import WORKLOADS, Pair, compare
 from scratchcuda.metrics import mape
 
-
 #: The emulator takes ten seconds for each.
 OTHER_SEEDS = [pytest.param(seed, marks=pytest.mark.backends("tensor", "kernels")) for seed in (1, 2)]
 

@@ -29,8 +29,8 @@ TILES = {
 }
 
 
-#: Builds of the emulator: as sm_80, and as sm_75 without asynchronous copies and with a * b + c rounded once, as by nvcc.
-#: These two go together, as neither has a part in the other: one changes what is computed with, the other how.
+#: Builds of the emulator: as sm_80; and as sm_75, without asynchronous copies, with a * b + c rounded once, as by nvcc.
+#: These two go together, as neither has a part in the other: one changes how operands come, the other how they round.
 VARIANTS = [os.environ["SCRATCHCUDA_EMULATOR"]] if "SCRATCHCUDA_EMULATOR" in os.environ else ["", "sm_75,fma"]
 
 
