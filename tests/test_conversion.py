@@ -215,7 +215,7 @@ def changed(model, change):
     [
         (lambda: nn.Sequential(Sub(6, 6)), "0", "is a Sub, not exactly a torch.nn.Linear"),
         (lambda: nn.Sequential(nn.LazyLinear(6)), "0", "is a LazyLinear, not exactly a torch.nn.Linear"),
-        (lambda: nn.Sequential(nn.Linear(6, 6).to(torch.cfloat)), "0", "has weights of torch.complex64"),
+        (lambda: nn.Sequential(nn.Linear(6, 6, dtype=torch.cfloat)), "0", "has weights of torch.complex64"),
         (
             lambda: changed(sequential(), lambda m: setattr(m[0], "forward", torch.relu)),
             "0",
