@@ -9,7 +9,6 @@ import io
 import pickle
 import warnings
 
-import onnx.reference
 import pytest
 import torch
 import torch.fx
@@ -293,11 +292,13 @@ def exported(nn, sgd):
 
 @behaviour("dense", "tanh")
 def onnx_exported(nn, sgd):
+    pytest.importorskip("onnxscript")
+    reference = pytest.importorskip("onnx.reference")
     net = network(nn).float()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch's exporter says of itself
         program = torch.onnx.export(net, (X.float(),), dynamo=True, verbose=False, input_names=["x"])
-    y = onnx.reference.ReferenceEvaluator(program.model_proto).run(None, {"x": X.float().cpu().numpy()})[0]
+    y = reference.ReferenceEvaluator(program.model_proto).run(None, {"x": X.float().cpu().numpy()})[0]
     return [torch.from_numpy(y).to(X.device), net(X.float()).detach()]
 
 

@@ -45,7 +45,7 @@ class Linear(torch.nn.Linear):
         parameters = self._parameters  # where they usually are: through Module's attributes it takes half a µs each
         weight, bias = parameters.get("weight"), parameters.get("bias")
         if weight is None or bias is None:
-            weight, bias = self.weight, self.bias
+            return functional.linear(input, self.weight, self.bias, self.activation)
         return functional.linear(input, weight, bias, self.activation)
 
     def extra_repr(self) -> str:
