@@ -10,13 +10,14 @@
 # make gpu-check   on a machine with a GPU: build, prove and measure beside its Python and torch, within 8 minutes
 # make format   apply what ruff and clang-format would change;   make clean   remove what the others have made
 # make bench   time fits against torch.nn, torch.compile, JAX and the documents' code, whichever are installed
+# make bench-drop-in   time training steps of small layers against torch.nn's, on the CPU
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench clean
+.PHONY: demo test try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench bench-drop-in clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -91,6 +92,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/fit.py $(ARGS)
+
+bench-drop-in: $(READY)
+	$(BIN)/python benchmarks/drop_in.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info scratchcuda/_C.*

@@ -256,6 +256,21 @@ def compiled(nn, sgd):
     return [first, torch.autograd.grad(step(X), list(net.parameters()))]
 
 
+@behaviour(*DENSE, "tanh", "tanh_backward", "cross_entropy", "sgd_update_")
+def compiled_by_inductor(nn, sgd):
+    net, loss_f, losses = network(nn), nn.CrossEntropyLoss(), []
+    optimizer, loss_of = (
+        sgd(net.parameters(), 0.1, 0.9),
+        torch.compile(lambda: loss_f(net(X), CLASSES % 3), fullgraph=True),
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(loss_of())
+        losses[-1].backward()
+        optimizer.step()
+    return losses
+
+
 @behaviour(*DENSE, "tanh", "tanh_backward")
 def compiled_with_autocast_and_sizes(nn, sgd):
     net = network(nn).float()
@@ -584,6 +599,42 @@ def test_an_update_that_fails_leaves_everything_as_it_was(backend):
     if backend != "tensor":  # torch's own has updated the first
         assert torch.equal(params[0], before)
         assert not any(optimizer.state.values())
+
+
+@pytest.mark.backends("kernels")
+def test_a_step_in_a_cuda_graph():
+    """Captured whole, as torch's documents do, and replayed on other data."""
+    nets, found = [network(nn) for nn in (torch.nn, scratchcuda.nn)], []
+    nets[1].load_state_dict(nets[0].state_dict())
+    sides = zip(nets, (torch.nn, scratchcuda.nn), (torch.optim.SGD, scratchcuda.optim.SGD), strict=True)
+    for net, nn, sgd in sides:
+        optimizer, loss_f, x, y = (
+            sgd(net.parameters(), 0.1, momentum=0.9),
+            nn.CrossEntropyLoss(),
+            X.clone(),
+            CLASSES % 3,
+        )
+
+        def step(net=net, optimizer=optimizer, loss_f=loss_f, x=x, y=y):
+            optimizer.zero_grad()
+            loss = loss_f(net(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            loss = step()
+        for shift in range(3):
+            x.copy_(X.roll(shift, 0))
+            graph.replay()
+            found.append(loss.item())
+    assert_same(torch.tensor(found[3:]), torch.tensor(found[:3]))
+    assert_same(nets[1].state_dict(), nets[0].state_dict())
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
