@@ -144,7 +144,8 @@ def launches() -> dict[str, tuple[int, int]]:
 
     from scratchcuda import _emulator
 
-    ops, controls = _emulator.current()
+    emulator = _emulator.current()
+    ops, controls = emulator.ops, emulator.controls
     _emulator.record(True)
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         x, many = torch.zeros(1, 1, dtype=dtype), torch.zeros(1024, 1, dtype=dtype)
@@ -158,6 +159,7 @@ def launches() -> dict[str, tuple[int, int]]:
             z = torch.zeros(2, columns, dtype=dtype)
             ops.softmax_backward(z, ops.softmax(z))
             ops.cross_entropy(z, z)  # in two blocks, at the last
+            ops.cross_entropy(z, torch.zeros(2, dtype=torch.int64), 0)
         ops.mse(x, x)
     vector, matrix, other = torch.zeros(66), torch.zeros(2, 2, 2), torch.zeros(2, 1, 2).expand(2, 2, 2)
     for params, grads in ((vector[:1], vector[1:2]), (vector[:33], vector[33:]), ([matrix], [other])):
