@@ -4,13 +4,12 @@ A step is zero_grad, forward, loss, backward and update of Linear, activation, L
 peers start from the same parameters, take turns every few steps, so that a change of the machine's speed meets all of
 them, and get no ratio unless their losses are torch.nn's.
 
-    python benchmarks/drop_in.py [--rounds 200] [--json FILE]
+    python benchmarks/drop_in.py [--rounds 200] [--json FILE] [--write docs/drop-in.md]
 """
 
 import argparse
 import copy
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,13 +17,12 @@ from pathlib import Path
 
 import torch
 from fit import versions
-from rich.console import Console
-from rich.table import Table
 
 import scratchcuda
 from scratchcuda.compare import device_name
 
 WIDTHS, BATCHES, ACTIVATIONS = (16, 64, 256), (1, 32, 512), ("ReLU", "Tanh")
+BEGIN, END = "<!-- steps: begin -->", "<!-- steps: end -->"
 PEERS = ("torch.nn", "converted", "converted, fused")
 
 
@@ -74,33 +72,41 @@ def measure(width: int, batch: int, activation: str, rounds: int, seconds: float
     return found
 
 
-def show(rows: list[dict]) -> None:
-    table = Table("width", "batch", "activation", "torch.nn, µs", *PEERS[1:])
+def table(rows: list[dict]) -> str:
+    """In Markdown."""
+    lines = [f"| width | batch | activation | torch.nn, µs | {' | '.join(PEERS[1:])} |", "|--:|--:|---|--:|---|---|"]
     for row in rows:
         texts = [f"{1e6 * statistics.median(row['peers']['torch.nn']['seconds']):.0f}"]
         for peer in PEERS[1:]:
             low, median, high = row["peers"][peer].get("ratio", (0, 0, 0))
-            tie = ", a tie" if low <= 1 <= high else ""
-            texts.append(f"{median:.2f} ({low:.2f} to {high:.2f}{tie})" if median else "other losses")
-        table.add_row(str(row["width"]), str(row["batch"]), row["activation"], *texts)
-    console = Console()
-    console.print("How many times faster than torch.nn a step is: medians, quartiles; a tie where these enclose 1")
-    console.print(table)
+            text = f"{'a tie' if low <= 1 <= high else f'{median:.2f}'}, {low:.2f} to {high:.2f}"
+            texts.append(text if median else "other losses")
+        lines.append(f"| {row['width']} | {row['batch']} | {row['activation']} | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200, help="measurements of each peer (default: 200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything into this file")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its marks in this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {"device": device_name(torch.device("cpu")), "threads": 1, "dtype": "float32", "versions": versions()}
-    print(f"{result['device']}, {os.cpu_count()} cores, one thread, {result['versions']}")
     sizes = [(width, batch, activation) for activation in ACTIVATIONS for width in WIDTHS for batch in BATCHES]
-    rows = [measure(*size, arguments.rounds) for size in sizes]
-    show(rows)
+    result["steps"] = [measure(*size, arguments.rounds) for size in sizes]
+    versions_used = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    text = f"{result['device']}, one thread, float32, {versions_used}:\n\n{table(result['steps'])}"
+    print(
+        "How many times faster than torch.nn a step is (median, quartiles; a tie where these enclose 1)",
+        text,
+        sep="\n\n",
+    )
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result | {"steps": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.write is not None:
+        before, _, rest = arguments.write.read_text().partition(BEGIN)
+        arguments.write.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from scratchcuda.compare import WORKLOADS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts that import one another
-fit, gpu, kernels = (importlib.import_module(name) for name in ("fit", "gpu", "kernels"))
+drop_in, fit, gpu, kernels = (importlib.import_module(name) for name in ("drop_in", "fit", "gpu", "kernels"))
 
 pytestmark = pytest.mark.backends("tensor")
 TINY = gpu.resized(WORKLOADS["slr"], 20, 20, epochs=2, batch_size=8)
@@ -70,6 +70,17 @@ def test_no_ratio_for_other_losses():
     assert gpu.times_as_fast(rows, gpu.GRAPH) is None
     assert gpu.times_as_fast(rows, "torch.nn")[1] == 1
     assert found["notes"] == {"broken": "RuntimeError: no compiler"}
+
+
+def test_drop_in_steps(monkeypatch):
+    """In turns, and no ratio for other losses."""
+    row = drop_in.measure(8, 4, "ReLU", 4, seconds=0)
+    assert all(len(peer["seconds"]) == 4 and len(peer["ratio"]) == 3 for peer in row["peers"].values())
+    right = drop_in.step_of
+    monkeypatch.setattr(drop_in, "step_of", lambda peer, net, x, y: right(peer, net, x + (peer == "converted"), y))
+    row = drop_in.measure(8, 4, "ReLU", 4, seconds=0)
+    assert [peer for peer, found in row["peers"].items() if "ratio" in found] == ["torch.nn", "converted, fused"]
+    assert "| other losses |" in drop_in.table([row])
 
 
 def test_no_time_for_another_result(monkeypatch):
