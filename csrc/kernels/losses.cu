@@ -131,10 +131,11 @@ struct CrossEntropy {
     int64_t ignored;  // the class index whose rows have no part in it
     LossSum<T> loss;
 
-    // A row's targets; with a class index, `index` is its place, or nowhere if the row is ignored.
+    // A row's targets; with a class index, `index` is its place: negative if it is no class, past the end if it is
+    // ignored.
     struct Target {
         typename Matrix<T>::Row row;
-        bool by_index, ignored;
+        bool by_index;
         int64_t index;
 
         __device__ Accumulator<T> operator[](int64_t j) const {
@@ -145,10 +146,10 @@ struct CrossEntropy {
         }
     };
     __device__ Target target(int64_t i) const {
-        if (!classes) return {targets.row(i), false, false, 0};
-        const int64_t index = classes[i * classes_stride];
-        const bool leaves_out = ignores && index == ignored;
-        return {{}, true, leaves_out, leaves_out ? -1 : index};
+        if (!classes) return {targets.row(i), false, 0};
+        const int64_t index = classes[i * classes_stride], columns = scores.columns.length;
+        if (ignores && index == ignored) return {{}, true, columns};
+        return {{}, true, index < columns ? index : -1};
     }
 };
 
@@ -158,7 +159,9 @@ __global__ void __launch_bounds__(block)
     overlap_launches();
     SharedMemory memory;
     int64_t count = 0;
-    for (int64_t i = threadIdx.x; i < call.scores.rows.length; i += block) count += !call.target(i).ignored;
+    for (int64_t i = threadIdx.x; i < call.scores.rows.length; i += block) {
+        count += call.target(i).index < call.scores.columns.length;
+    }
     count = reduce<block>(count, Add{}, memory.take<int64_t>(block / warp));
     if (threadIdx.x == 0) *counted = static_cast<Accumulator<T>>(count);
 }
@@ -166,8 +169,7 @@ __global__ void __launch_bounds__(block)
 // Returns this thread's part of the row's loss, and writes its part of the gradient. A thread keeps `kept` elements of
 // the row, or none if the row is read twice.
 template <class T, int team, int kept>
-__device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t i, Accumulator<T> scale,
-                                            Accumulator<T>* shared) {
+__device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t i, Accumulator<T>* shared) {
     using A = Accumulator<T>;
     const int rank = threadIdx.x % team;
     const int64_t columns = call.scores.columns.length;
@@ -208,8 +210,8 @@ __device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t
     }
     sum = reduce<team>(sum, Add{}, shared);
     targets = reduce<team>(targets, Add{}, shared);
-    if (t.by_index && !t.ignored && (t.index < 0 || t.index >= columns)) targets = loss = std::nan("");
-    const A log_sum = std::log(sum);
+    if (t.index < 0) targets = loss = std::nan("");
+    const A log_sum = std::log(sum), count = call.loss.count(), scale = count > 0 ? 1 / count : 0;
     const auto take = [&](int64_t j, A shifted, A target_j) {
         const A log_p = shifted - log_sum;
         loss += t.loss(target_j, log_p);
@@ -231,19 +233,19 @@ __device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t
 template <int team>
 constexpr int cross_entropy_threads = team > warp ? team : 8 * warp;
 
+// Two blocks fit on a multiprocessor if a thread need not keep sums of 8 bytes.
 template <class T, int team, int kept>
-__global__ void __launch_bounds__(cross_entropy_threads<team>, 1)
+__global__ void __launch_bounds__(cross_entropy_threads<team>, kept == 0 && sizeof(T) < 8 ? 2 : 1)
     cross_entropy_rows(const __grid_constant__ CrossEntropy<T> call) {
     using A = Accumulator<T>;
     constexpr int threads = cross_entropy_threads<team>, teams = threads / team;
     overlap_launches();
     SharedMemory memory;
     A* shared = memory.take<A>(threads / warp);
-    const A count = call.loss.count(), scale = count > 0 ? 1 / count : 0;  // a division an element would be slow
     A loss = 0;
     const int64_t step = int64_t(gridDim.x) * teams;
     for (int64_t i = int64_t(blockIdx.x) * teams + threadIdx.x / team; i < call.scores.rows.length; i += step) {
-        loss += cross_entropy_row<T, team, kept>(call, i, scale, shared);
+        loss += cross_entropy_row<T, team, kept>(call, i, shared);
     }
     loss = reduce<threads>(loss, Add{}, shared);
     if (threadIdx.x == 0) call.loss.add_block(loss);
