@@ -249,6 +249,13 @@ def test_a_filter_decides():
     assert done.left == dict.fromkeys("123", "refused by the filter")
 
 
+def test_a_filter_that_raises_leaves_the_model_as_it_was():
+    model = sequential()
+    with pytest.raises(ZeroDivisionError):
+        convert(model, lambda module, name: 1 / (2 - int(name)) > 0)
+    assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear, nn.Softmax]
+
+
 def test_fused_models_are_copied_and_reverted():
     model, x = sequential(), torch.randn(4, 6)
     expected = model(x)

@@ -76,7 +76,7 @@ def convert(
     Returns:
         what was swapped and what was left, and why; ``print`` shows it.
     """
-    done = Conversion()
+    done, chosen = Conversion(), []
     for name, module in _named(model):
         theirs = next((theirs for theirs in _OURS if isinstance(module, theirs)), None)
         if theirs is None or type(module) in _TORCHS:
@@ -86,8 +86,10 @@ def convert(
         elif filter is not None and not filter(module, name):
             done.left[name] = "refused by the filter"
         else:
-            module.__class__ = _OURS[theirs]
+            chosen.append(module)
             done.swapped.append(name)
+    for module in chosen:  # now that no filter can raise any more
+        module.__class__ = _OURS[type(module)]
     if fuse:
         _fuse(model, done)
     return done
@@ -99,7 +101,7 @@ def revert(model: Module) -> Conversion:
     A Linear that was made with an activation has no counterpart, and is left.
     """
     done = Conversion()
-    for _, (_, layer), (name, activation) in _pairs(model):
+    for (_, layer), (name, activation) in _pairs(model):
         if type(layer) is modules.Linear and type(activation) is Fused:
             del layer.activation
             activation.__class__ = activation.__dict__.pop("replaced")
@@ -132,10 +134,10 @@ def _unfit(module: Module, theirs: type[Module]) -> str:
     return ""
 
 
-def _pairs(model: Module) -> list[tuple[str, tuple[str, Module], tuple[str, Module]]]:
+def _pairs(model: Module) -> list[tuple[tuple[str, Module], tuple[str, Module]]]:
     """Neighbours in torch.nn.Sequential, with their names."""
     return [
-        (name, *(((f"{name}.{key}" if name else key), module) for key, module in pair))  # type: ignore[misc]
+        tuple((f"{name}.{key}" if name else key, module) for key, module in pair)  # type: ignore[misc]
         for name, sequential in _named(model)
         if type(sequential) is torch.nn.Sequential
         for pair in itertools.pairwise(sequential.named_children())
@@ -144,7 +146,7 @@ def _pairs(model: Module) -> list[tuple[str, tuple[str, Module], tuple[str, Modu
 
 def _fuse(model: Module, done: Conversion) -> None:
     uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    for _, (layer_name, layer), (name, activation) in _pairs(model):
+    for (layer_name, layer), (name, activation) in _pairs(model):
         theirs = _TORCHS.get(type(activation))
         if type(layer) is not modules.Linear or theirs not in _ACTIVATIONS:
             continue
