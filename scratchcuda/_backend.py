@@ -164,19 +164,21 @@ def reaches(tensor: Tensor) -> bool:
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether this is dense memory, and not a fake, a subclass, or the like."""
+    """Whether this is dense memory, and not a fake, a subclass, a tensor of torch.jit.trace, or the like."""
     if type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
-    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_nested
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_nested or torch.jit.is_tracing())
 
 
 def kernels_for(name: str, *tensors: Tensor) -> str:
     """The namespace of torch.ops whose kernels take an op's tensors; none where torch's own operations serve.
 
-    These serve wherever more is asked than numbers in memory: under the transforms of torch.func, for an export, and
-    for tensors that are not :func:`plain` or have the negative bit.
+    These serve wherever more is asked than numbers in memory: in forward-mode AD, under the transforms of torch.func,
+    for an export, and for tensors that are not :func:`plain` or have the negative bit.
     """
     if not any(reaches(tensor) for tensor in tensors):
+        return ""
+    if forward_ad._current_level >= 0:
         return ""
     for tensor in tensors:
         if not plain(tensor):
@@ -189,7 +191,7 @@ def kernels_for(name: str, *tensors: Tensor) -> str:
 
 
 def _namespace(name: str, backend: str, device: torch.device) -> str:
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
     if transformed or torch.compiler.is_exporting():
         return ""
     if backend == "emulator":

@@ -75,6 +75,11 @@ def apart(written: Mapping[str, Sequence[Tensor]], read: Mapping[str, Sequence[T
         furthest[is_written] = max(furthest[is_written], (end, name))
 
 
+def one_of(name: str, value: object, expected: Sequence[str]) -> None:
+    if value not in expected:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(expected)}")
+
+
 def dim(name: str, value: int, tensor_name: str, tensor: Tensor) -> None:
     dims = max(1, tensor.dim())
     if not -dims <= value < dims:

@@ -38,8 +38,7 @@ def dense(x: Tensor, w: Tensor, b: Tensor | None = None, activation: str = "none
     if b is not None:
         _checks.alike("b", b, "x", x)
         _checks.shape("b", b, (w.shape[1],))
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    _checks.one_of("activation", activation, ACTIVATIONS)
     return serving("dense", x, w, *([] if b is None else [b]))(x, w, b, activation)
 
 
@@ -58,8 +57,7 @@ def dense_backward_input(delta: Tensor, w: Tensor, a: Tensor | None = None, acti
     _checks.floating("delta", delta)
     _weights("delta", delta, w)
     _checks.features("delta", delta, w.shape[1])
-    if activation not in ACTIVATIONS[:-1]:
-        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS[:-1])}")
+    _checks.one_of("activation", activation, ACTIVATIONS[:-1])
     if activation == "none":
         return serving("dense_backward_input", delta, w)(delta, w)
     if a is None:

@@ -1,6 +1,7 @@
 """torch.optim.SGD on the fused update of :func:`scratchcuda.ops.sgd_update_`; all other names are torch.optim's."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import sgd
 
 from scratchcuda import _backend, ops
+from scratchcuda._fallback import fallback
 
 _OPTIONS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
 
@@ -24,7 +26,7 @@ class SGD(torch.optim.SGD):
     Where the kernels serve, a step is one launch for each group and device. Parameters may be DTensors, as those of
     FSDP2, whose local parts are updated. Elsewhere torch's own step runs, and so it does under torch.compile, with a
     tensor for a learning rate or weight decay, with ``foreach``, ``fused`` or ``differentiable``, which name torch's
-    implementations, and for sparse gradients and other dtypes than the kernels'.
+    implementations, and for sparse gradients, other dtypes than the kernels', and a negative learning rate.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -52,31 +54,31 @@ class SGD(torch.optim.SGD):
         for p in group["params"]:
             if p.grad is not None:
                 buffer = self.state[p].get("momentum_buffer") if group["momentum"] else None
+                together = (p.device, buffer is None)
                 fit = _fit(p, *(t for t in (p.grad, buffer) if t is not None))
-                lists[fit and (p.device, buffer is None)].append((p, p.grad, buffer))
-        for fit, rows in lists.items():
+                lists[together if fit else "torch's"].append((p, p.grad, buffer))
+        for key, rows in lists.items():
             params, grads, buffers = (list(column) for column in zip(*rows, strict=True))
-            if fit:
-                buffers = _fused(params, grads, buffers, group)
-            else:
+            if key == "torch's":
                 options: dict[str, Any] = {name: group[name] for name in _OPTIONS}
-                sparse = any(grad.is_sparse for grad in grads)
-                sgd.sgd(params, grads, buffers, sparse, foreach=False, fused=False, **options)
+                sgd.sgd(params, grads, buffers, foreach=False, fused=False, **options)
+            else:
+                buffers = _fused(params, grads, buffers, group)
             if group["momentum"]:
                 for p, buffer in zip(params, buffers, strict=True):
                     self.state[p]["momentum_buffer"] = buffer
-
-
-def __getattr__(name: str) -> Any:
-    return getattr(torch.optim, name)
 
 
 def _is_ours(group: dict[str, Any]) -> bool:
     """Whether kernels may serve this group, and nothing asks for torch's implementation."""
     if not all(_backend.reaches(p) for p in group["params"][:1]):  # one is asked for all, in time
         return False
-    by_tensor = isinstance(group["lr"], Tensor) or isinstance(group["weight_decay"], Tensor)
-    return not (by_tensor or group["foreach"] or group["fused"] or group["differentiable"])
+    numbers = [group[name] for name in ("lr", "weight_decay", "momentum")]
+    if any(isinstance(number, Tensor) or not 0 <= number < math.inf for number in numbers):
+        return False
+    if group["nesterov"] and (not group["momentum"] or group["dampening"]):  # as a scheduler may leave it
+        return False
+    return not (group["foreach"] or group["fused"] or group["differentiable"])
 
 
 def _fit(p: Tensor, *others: Tensor) -> bool:
@@ -108,3 +110,6 @@ def _local(tensor: Tensor) -> Tensor:
     """A DTensor's part on this process."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
+
+
+__getattr__, __dir__ = fallback(globals(), torch.optim)

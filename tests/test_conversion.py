@@ -205,6 +205,12 @@ def test_a_layer_by_itself_and_losses():
         convert([layer])
 
 
+def repeated():
+    """One layer before two activations."""
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(layer, nn.ReLU(), layer, nn.Tanh())
+
+
 def changed(model, change):
     change(model)
     return model
@@ -229,6 +235,18 @@ def changed(model, change):
             "not fused: hooks would",
         ),
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.Softmax(1)), "1", "not fused: its dim is 1, not -1"),
+        (lambda: repeated(), "3", "not fused: it or"),
+        (lambda: changed(sequential(), lambda m: m[1].register_forward_pre_hook(print)), "1", "not fused: hooks would"),
+        (
+            lambda: changed(sequential(), lambda m: m[0].register_full_backward_pre_hook(print)),
+            "1",
+            "not fused: hooks would",
+        ),
+        (
+            lambda: changed(sequential(), lambda m: (convert(m), setattr(m[1], "forward", torch.relu))),
+            "1",
+            "not fused: it or the layer before it has a forward of its own",
+        ),
         (
             lambda: nn.Sequential(scratchcuda.nn.Linear(6, 6, activation="tanh"), nn.ReLU()),
             "1",
@@ -249,6 +267,49 @@ def test_a_filter_decides():
     assert done.left == dict.fromkeys("123", "refused by the filter")
 
 
+class Residual(nn.Sequential):
+    """What calls its modules in ways of its own."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Residual(nn.Linear(6, 6), nn.ReLU()),
+        lambda: changed(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), lambda m: setattr(m, "forward", m[0].forward)),
+        lambda: (lambda norm: nn.Sequential(norm, nn.Linear(6, 6), norm, nn.ReLU()))(nn.Softmax(-1)),
+    ],
+    ids=["subclass", "own forward", "repeated"],
+)
+def test_neighbours_of_a_plain_sequential_alone_are_fused(model):
+    net, x = model(), torch.randn(4, 6)
+    expected = net(x)
+    assert convert(net, fuse=True).fused == []
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_a_filter_holds_for_what_is_ours_already():
+    model = sequential()
+    convert(model)
+    done = convert(model, lambda module, name: name != "1", fuse=True)
+    assert (done.fused, done.left) == (["3"], {"1": "not fused: refused by the filter"})
+
+
+def test_a_patched_class_is_left(monkeypatch):
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x)
+    assert convert(nn.Sequential(nn.Linear(6, 6))).left == {"0": "has a forward of its own"}
+
+
+def test_what_revert_leaves():
+    model = sequential()
+    convert(model, fuse=True)
+    model[0] = scratchcuda.nn.Linear(6, 6, activation="tanh")
+    nn.utils.parametrizations.weight_norm(model[2])
+    left = revert(model).left
+    assert left["0"] == "torch.nn.Linear has no activation 'tanh'"
+    assert left["1"] == left["3"] == "the layer before it does not compute it"
+    assert left["2"] == "is a ParametrizedLinear, not exactly a scratchcuda.nn.Linear"
+
+
 def test_a_filter_that_raises_leaves_the_model_as_it_was():
     model = sequential()
     with pytest.raises(ZeroDivisionError):
@@ -266,7 +327,7 @@ def test_fused_models_are_copied_and_reverted():
     model = copy.deepcopy(model)
     torch.testing.assert_close(model(x), expected)
     lone = revert(model[1])
-    assert lone.left == {"": "the layer before it is not here"}
+    assert lone.left == {"": "the layer before it does not compute it"}
     assert revert(model[0]).left == {"": "torch.nn.Linear has no activation 'relu'"}
     assert revert(model).left == {}
     assert [repr(module) for module in model] == [repr(module) for module in sequential()]

@@ -27,9 +27,12 @@ struct StoreOutput {
     bool along_rows;
 
     __device__ void operator()(int64_t i, int64_t j, Accumulator<T> value) const {
-        if (bias) value += widen(bias[j * bias_stride]);
-        // Rounded before, so that the bits are those of two kernels.
-        value = outputs.data ? differentiate(f, widen(narrow<T>(value)), widen(outputs.at(i, j))) : activate(f, value);
+        if (outputs.data) {  // rounded before, so that the bits are those of two kernels
+            value = differentiate(f, widen(narrow<T>(value)), widen(outputs.at(i, j)));
+        } else {
+            if (bias) value += widen(bias[j * bias_stride]);
+            value = activate(f, value);
+        }
         out.at(i, j) = narrow<T>(value);
     }
 };

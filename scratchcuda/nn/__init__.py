@@ -6,13 +6,12 @@ package grew from; ``scratchcuda.nn.Linear`` is the layer. Names that are not ou
 scratchcuda import nn`` takes the place of ``from torch import nn``.
 """
 
-from typing import Any
-
 import torch
 
+from scratchcuda._fallback import fallback
 from scratchcuda.nn import functional
 from scratchcuda.nn.conversion import Conversion, Fused, convert, revert
-from scratchcuda.nn.modules import CrossEntropyLoss, Linear, MSELoss, ReLU, Sigmoid, Softmax, Tanh
+from scratchcuda.nn.layers import CrossEntropyLoss, Linear, MSELoss, ReLU, Sigmoid, Softmax, Tanh
 
 __all__ = [
     "Conversion",
@@ -30,6 +29,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """All else is torch.nn's."""
-    return getattr(torch.nn, name)
+__getattr__, __dir__ = fallback(globals(), torch.nn)

@@ -17,21 +17,21 @@ from scratchcuda import tensor_ops
 def linear(kernels: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     # x (..., n_in), weight (n_out, n_in), bias (n_out,) -> (..., n_out)
     if not _records(x, weight, *([] if bias is None else [bias])):
-        return _namespace(kernels).dense(x, weight.T, bias, activation)
+        return _ops(kernels).dense(x, weight.T, bias, activation)
     result: Tensor = _Linear.apply(x, weight, bias, activation, kernels)
     return result
 
 
 def activation(kernels: str, z: Tensor, name: str, *dim: int) -> Tensor:
     if not _records(z):
-        return getattr(_namespace(kernels), name)(z, *dim)
+        return getattr(_ops(kernels), name)(z, *dim)
     result: Tensor = _Activation.apply(z, name, dim, kernels)
     return result
 
 
 def loss(kernels: str, name: str, y_pred: Tensor, y_true: Tensor, *options: int) -> Tensor:
     if not _records(y_pred):
-        return getattr(_namespace(kernels), name)(y_pred, y_true, *options)[0]
+        return getattr(_ops(kernels), name)(y_pred, y_true, *options)[0]
     result: Tensor = _Loss.apply(y_pred, y_true, name, options, kernels)
     return result
 
@@ -39,14 +39,17 @@ def loss(kernels: str, name: str, y_pred: Tensor, y_true: Tensor, *options: int)
 class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kernels: str) -> Tensor:
-        a = _namespace(kernels).dense(x, weight.T, bias, activation)
+        a = _ops(kernels).dense(x, weight.T, bias, activation)
         for_x, for_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if for_weight else None, weight if for_x else None, a if activation != "none" else None)
         ctx.activation, ctx.kernels = activation, kernels
+        ctx.set_materialize_grads(False)
         return a
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
+        if delta is None:
+            return None, None, None, None, None
         x, weight, a = ctx.saved_tensors
         ops = _ops_of_backward(ctx.kernels)
         if a is not None:
@@ -65,13 +68,16 @@ class _Linear(Function):
 class _Activation(Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, name: str, dim: tuple[int, ...], kernels: str) -> Tensor:
-        a: Tensor = getattr(_namespace(kernels), name)(z, *dim)
+        a: Tensor = getattr(_ops(kernels), name)(z, *dim)
         ctx.save_for_backward(a)
         ctx.name, ctx.dim, ctx.kernels = name, dim, kernels
+        ctx.set_materialize_grads(False)
         return a
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
+        if delta is None:
+            return None, None, None, None
         (a,) = ctx.saved_tensors
         return getattr(_ops_of_backward(ctx.kernels), f"{ctx.name}_backward")(delta, a, *ctx.dim), None, None, None
 
@@ -79,13 +85,16 @@ class _Activation(Function):
 class _Loss(Function):
     @staticmethod
     def forward(ctx: Any, y_pred: Tensor, y_true: Tensor, name: str, options: tuple[int, ...], kernels: str) -> Tensor:
-        value, gradient = getattr(_namespace(kernels), name)(y_pred, y_true, *options)
+        value, gradient = getattr(_ops(kernels), name)(y_pred, y_true, *options)
         ctx.save_for_backward(y_pred, y_true, gradient)
         ctx.name, ctx.options, ctx.kernels = name, options, kernels
+        ctx.set_materialize_grads(False)
         return value
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
+        if delta is None:
+            return None, None, None, None, None
         y_pred, y_true, gradient = ctx.saved_tensors
         ops = _ops_of_backward(ctx.kernels)
         if ops is tensor_ops:  # as a function of the predictions
@@ -97,10 +106,10 @@ def _records(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _namespace(kernels: str) -> Any:
+def _ops(kernels: str) -> Any:
     return getattr(torch.ops, kernels)
 
 
 def _ops_of_backward(kernels: str) -> Any:
     """The kernels, or, where the backward is recorded, their twins. What is compiled has no second derivatives."""
-    return tensor_ops if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _namespace(kernels)
+    return tensor_ops if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _ops(kernels)

@@ -9,26 +9,30 @@ import torch
 from torch.nn import Module
 
 from scratchcuda import _backend
-from scratchcuda.nn import modules
+from scratchcuda.nn import layers
 
 _OURS: dict[type[Module], type[Module]] = {
     getattr(torch.nn, ours.__name__): ours
     for ours in (
-        modules.Linear,
-        modules.ReLU,
-        modules.Sigmoid,
-        modules.Tanh,
-        modules.Softmax,
-        modules.MSELoss,
-        modules.CrossEntropyLoss,
+        layers.Linear,
+        layers.ReLU,
+        layers.Sigmoid,
+        layers.Tanh,
+        layers.Softmax,
+        layers.MSELoss,
+        layers.CrossEntropyLoss,
     )
 }
+_FORWARDS = {theirs: theirs.forward for theirs in _OURS}  # as they are before anybody patches them
 _TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
 _ACTIVATIONS = {getattr(torch.nn, name): name.lower() for name in ("ReLU", "Sigmoid", "Tanh", "Softmax")}
 
 
 class Fused(torch.nn.Identity):
-    """Stands in a torch.nn.Sequential for an activation that the Linear before it computes."""
+    """Stands in a torch.nn.Sequential for an activation that the Linear before it computes.
+
+    It does nothing, so another layer in that Linear's place gets no activation: :func:`revert` first.
+    """
 
     replaced: type[Module]
 
@@ -76,22 +80,25 @@ def convert(
     Returns:
         what was swapped and what was left, and why; ``print`` shows it.
     """
-    done, chosen = Conversion(), []
+    done, chosen, refused = Conversion(), [], set()
     for name, module in _named(model):
         theirs = next((theirs for theirs in _OURS if isinstance(module, theirs)), None)
-        if theirs is None or type(module) in _TORCHS:
+        if theirs is None:
             continue
-        if reason := _unfit(module, theirs):
+        is_ours = type(module) in _TORCHS
+        if not is_ours and (reason := _unfit(module, theirs)):
             done.left[name] = reason
         elif filter is not None and not filter(module, name):
-            done.left[name] = "refused by the filter"
-        else:
+            refused.add(module)
+            if not is_ours:
+                done.left[name] = "refused by the filter"
+        elif not is_ours:
             chosen.append(module)
             done.swapped.append(name)
     for module in chosen:  # now that no filter can raise any more
         module.__class__ = _OURS[type(module)]
     if fuse:
-        _fuse(model, done)
+        _fuse(model, refused, done)
     return done
 
 
@@ -102,17 +109,23 @@ def revert(model: Module) -> Conversion:
     """
     done = Conversion()
     for (_, layer), (name, activation) in _pairs(model):
-        if type(layer) is modules.Linear and type(activation) is Fused:
+        fused = type(layer) is layers.Linear and type(activation) is Fused
+        if fused and layer.activation == _ACTIVATIONS[activation.replaced]:
             del layer.activation
             activation.__class__ = activation.__dict__.pop("replaced")
             done.fused.append(name)
     for name, module in _named(model):
+        ours = next((ours for ours in _TORCHS if isinstance(module, ours)), None)
         if type(module) is Fused:
-            done.left[name] = "the layer before it is not here"
-        elif type(module) is modules.Linear and module.activation != "none":
+            done.left[name] = "the layer before it does not compute it"
+        elif ours is None:
+            continue
+        elif type(module) is not ours:
+            done.left[name] = f"is a {type(module).__name__}, not exactly a scratchcuda.nn.{ours.__name__}"
+        elif isinstance(module, layers.Linear) and module.activation != "none":
             done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
-        elif type(module) in _TORCHS:
-            module.__class__ = _TORCHS[type(module)]
+        else:
+            module.__class__ = _TORCHS[ours]
             done.swapped.append(name)
     return done
 
@@ -127,11 +140,16 @@ def _unfit(module: Module, theirs: type[Module]) -> str:
     """Why this layer cannot be ours."""
     if type(module) is not theirs:
         return f"is a {type(module).__name__}, not exactly a torch.nn.{theirs.__name__}"
-    if "forward" in vars(module):
+    if _has_own_forward(module) or theirs.forward is not _FORWARDS[theirs]:
         return "has a forward of its own"
-    if isinstance(module, torch.nn.Linear) and module.weight.dtype not in _backend.DTYPES:
-        return f"has weights of {module.weight.dtype}"
+    dtype = getattr(getattr(module, "weight", None), "dtype", None)
+    if dtype not in (*_backend.DTYPES, None):
+        return f"has weights of {dtype}"
     return ""
+
+
+def _has_own_forward(module: Module) -> bool:
+    return "forward" in vars(module)
 
 
 def _pairs(model: Module) -> list[tuple[tuple[str, Module], tuple[str, Module]]]:
@@ -139,18 +157,22 @@ def _pairs(model: Module) -> list[tuple[tuple[str, Module], tuple[str, Module]]]
     return [
         tuple((f"{name}.{key}" if name else key, module) for key, module in pair)  # type: ignore[misc]
         for name, sequential in _named(model)
-        if type(sequential) is torch.nn.Sequential
-        for pair in itertools.pairwise(sequential.named_children())
+        if type(sequential) is torch.nn.Sequential and not _has_own_forward(sequential)
+        for pair in itertools.pairwise(sequential._modules.items())  # named_children leaves repetitions out
     ]
 
 
-def _fuse(model: Module, done: Conversion) -> None:
+def _fuse(model: Module, refused: set[Module], done: Conversion) -> None:
     uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for (layer_name, layer), (name, activation) in _pairs(model):
         theirs = _TORCHS.get(type(activation))
-        if type(layer) is not modules.Linear or theirs not in _ACTIVATIONS:
+        if type(layer) is not layers.Linear or theirs not in _ACTIVATIONS:
             continue
-        if uses[id(layer)] > 1 or uses[id(activation)] > 1:
+        if {layer, activation} & refused:
+            done.left[name] = "not fused: refused by the filter"
+        elif _has_own_forward(layer) or _has_own_forward(activation):
+            done.left[name] = "not fused: it or the layer before it has a forward of its own"
+        elif uses[id(layer)] > 1 or uses[id(activation)] > 1:
             done.left[name] = "not fused: it or the layer before it is used in several places"
         elif layer.activation != "none":
             done.left[name] = f"not fused: {layer_name} has the activation {layer.activation!r} already"

@@ -6,13 +6,12 @@ function, so results, gradients and errors are torch's: CPU tensors, tensor subc
 exports, and the arguments that the kernels do not know, which each docstring names.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scratchcuda import _backend, tensor_ops
+from scratchcuda import _backend, _checks, tensor_ops
+from scratchcuda._fallback import fallback
 from scratchcuda.nn import _autograd
 from scratchcuda.ops import ACTIVATIONS
 
@@ -31,8 +30,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     Returns:
         (..., out_features).
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    _checks.one_of("activation", activation, ACTIVATIONS)
     if _within_reach(input):
         device = input.device.type
         if torch.is_autocast_enabled(device):
@@ -46,28 +44,29 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation
             given = (input, weight) if bias is None else (input, weight, bias)
             if kernels := _kernels("dense", *given):
                 return _autograd.linear(kernels, input, weight, bias, activation)
-    return tensor_ops.activate_(functional.linear(input, weight, bias), activation)
+    z = functional.linear(input, weight, bias)
+    return z if activation == "none" else tensor_ops.activate_(z, activation)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """``max(input, 0)``, any shape. In place, it is torch's own."""
     if not inplace and _within_reach(input) and (kernels := _kernels("relu", input)):
         return _autograd.activation(kernels, input, "relu")
-    return functional.relu(input, inplace)
+    return functional.relu(input, True) if inplace else torch.relu(input)
 
 
 def sigmoid(input: Tensor) -> Tensor:
     """``1 / (1 + exp(-input))``, any shape."""
     if _within_reach(input) and (kernels := _kernels("sigmoid", input)):
         return _autograd.activation(kernels, input, "sigmoid")
-    return functional.sigmoid(input)
+    return torch.sigmoid(input)
 
 
 def tanh(input: Tensor) -> Tensor:
     """``tanh(input)``, any shape."""
     if _within_reach(input) and (kernels := _kernels("tanh", input)):
         return _autograd.activation(kernels, input, "tanh")
-    return functional.tanh(input)
+    return torch.tanh(input)
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
@@ -106,10 +105,8 @@ def mse_loss(
     """
     plain = reduction == "mean" and size_average is None and reduce is None and weight is None
     if plain and type(input) is type(target) is Tensor and input.shape == target.shape:
-        if _within_reach(input) and not target.requires_grad:
-            predictions, targets = _as_loss(input), _as_loss(target)
-            if kernels := _kernels("mse", predictions, targets):
-                return _autograd.loss(kernels, "mse", predictions, targets)
+        if _within_reach(input) and (loss := _loss("mse", input, target)) is not None:
+            return loss
         return _mse_loss_of_one_shape(input, target)
     return functional.mse_loss(input, target, size_average, reduce, reduction, weight)  # type: ignore[call-arg]
 
@@ -139,23 +136,15 @@ def cross_entropy(
         ().
     """
     plain = reduction == "mean" and size_average is None and reduce is None and weight is None and not label_smoothing
-    if plain and _within_reach(input) and input.dim() == 2 and not target.requires_grad:
-        scores = _as_loss(input)
-        if target.dtype == torch.int64 and target.shape == input.shape[:1] and target.device == input.device:
-            if kernels := _kernels("cross_entropy", scores):
-                return _autograd.loss(kernels, "cross_entropy", scores, target, ignore_index)
-        elif target.shape == input.shape and ignore_index < 0:
-            probabilities = _as_loss(target)
-            if kernels := _kernels("cross_entropy", scores, probabilities):
-                return _autograd.loss(kernels, "cross_entropy", scores, probabilities)
+    if plain and _within_reach(input) and input.dim() == 2 and input.shape[1]:
+        by_class = target.dtype == torch.int64 and target.shape == input.shape[:1] and target.device == input.device
+        if by_class or (target.shape == input.shape and ignore_index < 0):
+            loss = _loss("cross_entropy", input, target, *([ignore_index] if by_class else []))
+            if loss is not None:
+                return loss
     return functional.cross_entropy(
         input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
     )
-
-
-def __getattr__(name: str) -> Any:
-    """All else is torch's."""
-    return getattr(functional, name)
 
 
 def _within_reach(tensor: Tensor) -> bool:
@@ -176,6 +165,20 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
-def _as_loss(tensor: Tensor) -> Tensor:
-    """As torch.autocast casts the arguments of a loss, if it is on."""
-    return _cast(tensor, torch.float32) if torch.is_autocast_enabled(tensor.device.type) else tensor
+def _loss(name: str, input: Tensor, target: Tensor, *ignore_index: int) -> Tensor | None:
+    """A loss on the kernels, by class indices if there is one to ignore; None if they do not take it.
+
+    By torch.autocast a loss is computed, and stays, in float32. Where it is not on, 16 bits are computed so all the
+    same: the gradient is then rounded after that of the loss itself is applied, which may scale it from underflow.
+    """
+    autocast = torch.is_autocast_enabled(input.device.type)
+    if target.requires_grad or not (autocast or ignore_index or target.dtype == input.dtype):
+        return None
+    scores, targets = _cast(input, torch.float32), _cast(target, torch.float32)
+    if not (kernels := _kernels(name, *((scores,) if ignore_index else (scores, targets)))):
+        return None
+    loss = _autograd.loss(kernels, name, scores, targets, *ignore_index)
+    return loss if autocast else loss.to(input.dtype)
+
+
+__getattr__, __dir__ = fallback(globals(), functional)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scratchcuda import _checks
 from scratchcuda.nn import functional
 from scratchcuda.ops import ACTIVATIONS
 
@@ -35,8 +36,7 @@ class Linear(torch.nn.Linear):
         *,
         activation: str = "none",
     ):
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        _checks.one_of("activation", activation, ACTIVATIONS)
         super().__init__(in_features, out_features, bias, device, dtype)
         if activation != "none":
             self.activation = activation
