@@ -4,12 +4,13 @@ A step is zero_grad, forward, loss, backward and update of Linear, activation, L
 peers start from the same parameters, take turns every few steps, so that a change of the machine's speed meets all of
 them, and get no ratio unless their losses are torch.nn's.
 
-    python benchmarks/drop_in.py [--rounds 200] [--json FILE] [--write docs/drop-in.md]
+    python benchmarks/drop_in.py [--rounds 1000] [--json FILE] [--write docs/drop-in.md]
 """
 
 import argparse
 import copy
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -42,8 +43,8 @@ def step_of(peer: str, net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -
     return step
 
 
-def measure(width: int, batch: int, activation: str, rounds: int, seconds: float = 2e-3) -> dict:
-    """For each peer, the seconds of a step in each round, and quartiles of how many times faster it is."""
+def measure(width: int, batch: int, activation: str, rounds: int, seconds: float = 5e-4) -> dict:
+    """For each peer, the quartiles of a step's seconds, and how many times faster it is."""
     torch.manual_seed(0)
     linears = (torch.nn.Linear(width, width) for _ in range(2))
     net = torch.nn.Sequential(next(linears), getattr(torch.nn, activation)(), next(linears))
@@ -64,19 +65,27 @@ def measure(width: int, batch: int, activation: str, rounds: int, seconds: float
     for peer in PEERS:
         # Roundings of twenty steps in float32.
         agrees = torch.allclose(*(torch.tensor(losses[p]) for p in (peer, "torch.nn")), rtol=1e-5, atol=0)
-        row = found["peers"][peer] = {"seconds": times[peer], "agrees": agrees}
+        row = found["peers"][peer] = {"seconds": statistics.quantiles(times[peer], n=4), "agrees": agrees}
         if agrees:
-            row["ratio"] = statistics.quantiles(
-                (theirs / ours for theirs, ours in zip(times["torch.nn"], times[peer], strict=True)), n=4
-            )
+            row["ratio"] = median_of([a / b for a, b in zip(times["torch.nn"], times[peer], strict=True)])
     return found
+
+
+def median_of(ratios: list[float]) -> tuple[float, float, float]:
+    """The median, between the ends of its 95 % confidence interval, which holds for any distribution.
+
+    Of n values that many lie below the median as heads in n throws of a coin: n / 2, give or take 1.96 sqrt(n) / 2.
+    """
+    ratios, n = sorted(ratios), len(ratios)
+    reach = math.ceil(0.98 * math.sqrt(n))
+    return ratios[max(0, n // 2 - reach)], statistics.median(ratios), ratios[min(n - 1, n // 2 + reach)]
 
 
 def table(rows: list[dict]) -> str:
     """In Markdown."""
     lines = [f"| width | batch | activation | torch.nn, µs | {' | '.join(PEERS[1:])} |", "|--:|--:|---|--:|---|---|"]
     for row in rows:
-        texts = [f"{1e6 * statistics.median(row['peers']['torch.nn']['seconds']):.0f}"]
+        texts = [f"{1e6 * row['peers']['torch.nn']['seconds'][1]:.0f}"]
         for peer in PEERS[1:]:
             low, median, high = row["peers"][peer].get("ratio", (0, 0, 0))
             text = f"{'a tie' if low <= 1 <= high else f'{median:.2f}'}, {low:.2f} to {high:.2f}"
@@ -87,7 +96,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200, help="measurements of each peer (default: 200)")
+    parser.add_argument("--rounds", type=int, default=1000, help="measurements of each peer (default: 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything into this file")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its marks in this file")
     arguments = parser.parse_args()
@@ -98,7 +107,7 @@ def main() -> None:
     versions_used = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     text = f"{result['device']}, one thread, float32, {versions_used}:\n\n{table(result['steps'])}"
     print(
-        "How many times faster than torch.nn a step is (median, quartiles; a tie where these enclose 1)",
+        "How many times faster than torch.nn a step is (median and its 95 % interval; a tie where that encloses 1)",
         text,
         sep="\n\n",
     )

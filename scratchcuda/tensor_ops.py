@@ -21,10 +21,7 @@ _ACTIVATE = {"none": lambda z: z, "relu": torch.relu_, "sigmoid": torch.sigmoid_
 
 def dense(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
     # x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
-    return activate_(functional.linear(x, w.mT, b), activation)
-
-
-def activate_(z: Tensor, activation: str) -> Tensor:
+    z = functional.linear(x, w.mT, b)
     return torch.softmax(z, -1) if activation == "softmax" else _ACTIVATE[activation](z)
 
 

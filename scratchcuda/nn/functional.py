@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scratchcuda import _backend, _checks, tensor_ops
+from scratchcuda import _backend, _checks
 from scratchcuda._fallback import fallback
 from scratchcuda.nn import _autograd
 from scratchcuda.ops import ACTIVATIONS
@@ -45,7 +45,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation
             if kernels := _kernels("dense", *given):
                 return _autograd.linear(kernels, input, weight, bias, activation)
     z = functional.linear(input, weight, bias)
-    return z if activation == "none" else tensor_ops.activate_(z, activation)
+    if activation == "none":
+        return z
+    # Not in place: autograd keeps account of that, which takes longer than another buffer.
+    return torch.softmax(z, -1) if activation == "softmax" else getattr(torch, activation)(z)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
