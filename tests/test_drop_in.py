@@ -353,6 +353,17 @@ def checkpointed(nn, sgd):
     return results
 
 
+@behaviour()
+def factory_keywords(nn, sgd):
+    """Positional and by name, and what passes them on."""
+    made = [
+        nn.Linear(5, 3, False, "meta", torch.float16),
+        nn.Linear(in_features=5, out_features=3, bias=True, device="meta", dtype=torch.bfloat16),
+        torch.nn.utils.skip_init(nn.Linear, 5, 3, dtype=torch.float64),
+    ]
+    return [[(name, p.shape, p.dtype, p.device) for name, p in layer.named_parameters()] for layer in made]
+
+
 @behaviour(*DENSE, "tanh", "tanh_backward")
 def copies(nn, sgd):
     net = network(nn)
