@@ -468,7 +468,8 @@ def where_warnings_point(nn, sgd):
         nn.functional.softmax(X)
         nn.Softmax()(X)
         nn.functional.softmax(X, -1)
-    return [(warning.filename, warning.lineno) for warning in caught]
+    # Under a default device, within torch for both, though not at the same place.
+    return [warning.filename == __file__ and warning.lineno for warning in caught]
 
 
 @behaviour()
