@@ -5,6 +5,7 @@ and the class of what it raises, has to be the same; each names the ops of ours 
 """
 
 import copy
+import importlib.util
 import io
 import itertools
 import pickle
@@ -133,6 +134,7 @@ LOSSES = {
     "classes, all ignored": ("CrossEntropyLoss", {"ignore_index": 0}, X, 0 * CLASSES, "cross_entropy"),
     "no classes": ("CrossEntropyLoss", {}, X[:0], CLASSES[:0], "cross_entropy"),
     "probabilities": ("CrossEntropyLoss", {}, X, ROWS, "cross_entropy"),
+    "probabilities of no class": ("CrossEntropyLoss", {}, X[:, :0], ROWS[:, :0], None),
     "classes, weights": ("CrossEntropyLoss", {"weight": rand(5).abs()}, X, CLASSES, None),
     "classes, smoothed": ("CrossEntropyLoss", {"label_smoothing": 0.1}, X, CLASSES, None),
     "classes, sum": ("CrossEntropyLoss", {"reduction": "sum"}, X, CLASSES, None),
@@ -383,6 +385,7 @@ def parametrized(nn, sgd):
     symmetric = type("Symmetric", (torch.nn.Module,), {"forward": lambda self, w: w.triu() + w.triu(1).mT})
     for change in (
         lambda layer: parametrize.register_parametrization(layer, "weight", symmetric()),
+        lambda layer: parametrize.register_parametrization(layer, "bias", torch.nn.Softplus()),
         lambda layer: parametrizations.weight_norm(layer),
         lambda layer: parametrizations.spectral_norm(layer),
         lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
@@ -709,6 +712,15 @@ def test_an_update_bumps_versions_of_momentum_too():
         optimizer.step()
         versions.append((p._version, optimizer.state[p]["momentum_buffer"]._version))
     assert all(after > before for i in (0, 1) for before, after in itertools.pairwise(v[i] for v in versions))
+
+
+def test_hooks_are_called_once_whenever_ours_is_imported():
+    """After torch's class has its hooks, too."""
+    torch.optim.SGD(parameters())
+    spec = importlib.util.spec_from_file_location("imported_later", scratchcuda.optim.__spec__.origin)
+    spec.loader.exec_module(later := importlib.util.module_from_spec(spec))
+    hooks, _ = BEHAVIOURS["hooks_of_optimizers"]
+    assert run(hooks, None, later.SGD) == run(hooks, None, torch.optim.SGD)
 
 
 @pytest.mark.parametrize("nn", [torch.nn, scratchcuda.nn], ids=["torch", "ours"])
