@@ -55,8 +55,7 @@ class SGD(torch.optim.SGD):
             if p.grad is not None:
                 buffer = self.state[p].get("momentum_buffer") if group["momentum"] else None
                 together = (p.device, buffer is None)
-                fit = _fit(p, *(t for t in (p.grad, buffer) if t is not None))
-                lists[together if fit else "torch's"].append((p, p.grad, buffer))
+                lists[together if _fit(p, p.grad, buffer) else "torch's"].append((p, p.grad, buffer))
         for key, rows in lists.items():
             params, grads, buffers = (list(column) for column in zip(*rows, strict=True))
             if key == "torch's":
@@ -81,8 +80,9 @@ def _is_ours(group: dict[str, Any]) -> bool:
     return not (group["foreach"] or group["fused"] or group["differentiable"])
 
 
-def _fit(p: Tensor, *others: Tensor) -> bool:
+def _fit(p: Tensor, grad: Tensor, buffer: Tensor | None) -> bool:
     """Whether these are dense and of one of the kernels' dtypes, and all plain tensors or DTensors laid out alike."""
+    others = [grad] if buffer is None else [grad, buffer]
     if p.dtype not in _backend.DTYPES or any(t.dtype != p.dtype or t.layout != torch.strided for t in others):
         return False
     if type(p) in (Tensor, torch.nn.Parameter):

@@ -16,7 +16,7 @@ from scratchcuda import tensor_ops
 
 def linear(kernels: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     # x (..., n_in), weight (n_out, n_in), bias (n_out,) -> (..., n_out)
-    if not _records(x, weight, *([] if bias is None else [bias])):
+    if not _records(x, weight, bias):
         return _ops(kernels).dense(x, weight.T, bias, activation)
     result: Tensor = _Linear.apply(x, weight, bias, activation, kernels)
     return result
@@ -102,8 +102,8 @@ class _Loss(Function):
         return gradient * delta, None, None, None, None
 
 
-def _records(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def _records(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _ops(kernels: str) -> Any:
@@ -111,5 +111,5 @@ def _ops(kernels: str) -> Any:
 
 
 def _ops_of_backward(kernels: str) -> Any:
-    """The kernels, or, where the backward is recorded, their twins. What is compiled has no second derivatives."""
-    return tensor_ops if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _ops(kernels)
+    """The kernels, or, where the backward is recorded, their twins."""
+    return tensor_ops if torch.is_grad_enabled() else _ops(kernels)

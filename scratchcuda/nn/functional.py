@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scratchcuda import _backend, _checks
+from scratchcuda import _backend, _checks, tensor_ops
 from scratchcuda._fallback import fallback
 from scratchcuda.nn import _autograd
 from scratchcuda.ops import ACTIVATIONS
@@ -40,15 +40,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation
             input, weight = _cast(input, dtype), _cast(weight, dtype)
             bias = bias if bias is None else _cast(bias, dtype)
         fits = weight.dim() == 2 and input.dim() > 0 and input.shape[-1] == weight.shape[1]
-        if fits and (bias is None or bias.shape == weight.shape[:1]):
-            given = (input, weight) if bias is None else (input, weight, bias)
-            if kernels := _kernels("dense", *given):
-                return _autograd.linear(kernels, input, weight, bias, activation)
+        fits = fits and (bias is None or bias.shape == weight.shape[:1])
+        if fits and (kernels := _kernels("dense", input, weight, bias)):
+            return _autograd.linear(kernels, input, weight, bias, activation)
     z = functional.linear(input, weight, bias)
-    if activation == "none":
-        return z
-    # Not in place: autograd keeps account of that, which takes longer than another buffer.
-    return torch.softmax(z, -1) if activation == "softmax" else getattr(torch, activation)(z)
+    # Not in place, as in the twin: autograd keeps account of that, which takes longer than another buffer.
+    return z if activation == "none" else getattr(tensor_ops, activation)(z)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -155,12 +152,11 @@ def _within_reach(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and _backend.reaches(tensor) and _backend.plain(tensor)
 
 
-def _kernels(name: str, *tensors: Tensor) -> str:
+def _kernels(name: str, first: Tensor, *others: Tensor | None) -> str:
     """The namespace of torch.ops whose kernels take these tensors; none if these are not of one dtype and device."""
-    dtype, device = tensors[0].dtype, tensors[0].device
-    if dtype not in _backend.DTYPES or any(t.dtype != dtype or t.device != device for t in tensors[1:]):
-        return ""
-    return _backend.kernels_for(name, *tensors)
+    tensors = [first, *(tensor for tensor in others if tensor is not None)]
+    alike = all(tensor.dtype == first.dtype and tensor.device == first.device for tensor in tensors)
+    return _backend.kernels_for(name, *tensors) if alike and first.dtype in _backend.DTYPES else ""
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
