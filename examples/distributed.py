@@ -8,6 +8,7 @@ optimizer train on what it hands them. So any number of processes arrives where 
 """
 
 import argparse
+import gc
 import os
 
 import torch
@@ -34,33 +35,40 @@ else:
 dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 rank, processes = dist.get_rank(), dist.get_world_size()
 
-features, classes = load_digits(return_X_y=True)
-x, y = torch.from_numpy(features / 16).to(device), torch.from_numpy(classes).to(device)
 
-torch.manual_seed(0)  # the same parameters and batches everywhere
-model = nn.Sequential(nn.Linear(64, 32, activation="tanh"), nn.Linear(32, 10)).to(device, torch.float64)
-if args.shard:
-    mesh = dist.init_device_mesh(device.type, (processes,))
-    for layer in model:
-        fully_shard(layer, mesh=mesh)
-    model = fully_shard(model, mesh=mesh)
-else:
-    model = DistributedDataParallel(model)
-loss_f = nn.CrossEntropyLoss()
-optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+def train() -> None:
+    features, classes = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(features / 16).to(device), torch.from_numpy(classes).to(device)
 
-for step in range(args.steps):
-    share = torch.randint(len(x), (args.batch_size,)).to(device).chunk(processes)[rank]
-    optimizer.zero_grad()
-    loss = loss_f(model(x[share]), y[share])
-    loss.backward()
-    optimizer.step()
-    if step % 50 == 0 or step == args.steps - 1:
-        dist.all_reduce(total := loss.detach().clone())
-        if rank == 0:
-            print(f"step {step}, loss {total.item() / processes:.4f}")
+    torch.manual_seed(0)  # the same parameters and batches everywhere
+    model = nn.Sequential(nn.Linear(64, 32, activation="tanh"), nn.Linear(32, 10)).to(device, torch.float64)
+    if args.shard:
+        mesh = dist.init_device_mesh(device.type, (processes,))
+        for layer in model:
+            fully_shard(layer, mesh=mesh)
+        model = fully_shard(model, mesh=mesh)
+    else:
+        model = DistributedDataParallel(model)
+    loss_f = nn.CrossEntropyLoss()
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-if args.save and rank == 0:
-    torch.save(state, args.save)
+    for step in range(args.steps):
+        share = torch.randint(len(x), (args.batch_size,)).to(device).chunk(processes)[rank]
+        optimizer.zero_grad()
+        loss = loss_f(model(x[share]), y[share])
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0 or step == args.steps - 1:
+            dist.all_reduce(total := loss.detach().clone())
+            if rank == 0:
+                print(f"step {step}, loss {total.item() / processes:.4f}")
+
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if args.save and rank == 0:
+        torch.save(state, args.save)
+
+
+train()
+gc.collect()  # parameters that are shared out hold the group, and its threads may not outlive the interpreter
+dist.barrier()
 dist.destroy_process_group()
