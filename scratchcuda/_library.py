@@ -8,7 +8,7 @@ gradients silently. The functions of :mod:`scratchcuda.ops` are differentiable.
 import torch
 from torch.library import Library
 
-from scratchcuda import tensor_ops
+from scratchcuda import costs, tensor_ops
 
 SCHEMAS = {
     "dense": "(Tensor x, Tensor w, Tensor? b, str activation) -> Tensor",
@@ -43,6 +43,7 @@ def define(namespace: str) -> Library:
         for name, schema in SCHEMAS.items():
             library.define(name + schema)
             torch.library.register_fake(f"{namespace}::{name}", getattr(tensor_ops, name), lib=library)
+            costs.register(getattr(getattr(torch.ops, namespace), name))
     return _libraries[namespace]
 
 

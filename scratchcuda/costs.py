@@ -1,0 +1,247 @@
+"""What a call of an op must at least do: arithmetic, and bytes to and from memory. The one registry of both.
+
+Bytes follow from the schema: each tensor that the op reads is read once, each one that it returns or mutates is written
+once; :data:`_MOVED` has the ops for which that is too much. Of an expanded tensor only what lies in memory counts, and
+an argument that is passed twice counts once.
+
+FLOPs of matrix products are 2 m k n, as torch counts them. Those of other ops are so many for each element
+(:data:`_PER_ELEMENT`), where a sum, a product, a quotient, a comparison, a logarithm, an exponential and a hyperbolic
+tangent count as one each. torch.utils.flop_counter counts products alone, by convention, and so it counts ours.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+
+class Cost(NamedTuple):
+    """The least that a call has to do.
+
+    Attributes:
+        products: FLOPs of its matrix products.
+        others: FLOPs of all else.
+        bytes: read and written.
+    """
+
+    products: int
+    others: int
+    bytes: int
+
+    @property
+    def flops(self) -> int:
+        return self.products + self.others
+
+
+def cost(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Cost:
+    """What one call has to do at least; a view costs nothing.
+
+    Args:
+        op: an overload, as ``torch.ops.aten.mm.default`` or one of ours.
+        args, kwargs: as it was called.
+        out: what it has returned.
+    """
+    if op.is_view:
+        return Cost(0, 0, 0)
+    name = _name(op)
+    given = _given(op, args, kwargs)
+    products = _products(op, name, args, kwargs, out)
+    return Cost(products, _others(op, name, given, out), _bytes(op, name, given, out))
+
+
+def register(packet: Any) -> None:
+    """Let torch's FlopCounterMode count one of our ops (``torch.ops.<namespace>.<name>``): it knows torch's own."""
+    name = packet._qualified_op_name.rpartition("::")[2]
+    if name in _PRODUCTS and packet not in flop_registry:
+        formula = _PRODUCTS[name]
+        register_flop_formula(packet)(lambda *shapes, out_shape=None, **kwargs: formula(*shapes))
+
+
+def _name(op: Any) -> str:
+    return op._schema.name.rpartition("::")[2]
+
+
+def _is_ours(op: Any) -> bool:
+    return op.namespace.startswith("scratchcuda")
+
+
+def _given(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, with their defaults."""
+    found = {}
+    for i, argument in enumerate(op._schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        found[argument.name] = args[i] if i < len(args) else kwargs.get(argument.name, default)
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def stored(tensor: Tensor) -> int:
+    """The bytes that a tensor's elements take: those of an expanded dimension lie in one place."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)
+    return math.prod(sizes) * tensor.itemsize
+
+
+def _sum(value: Any) -> int:
+    """The bytes of all tensors in a value; one that is in it twice counts once."""
+    return sum({(t.data_ptr(), t.shape, t.stride()): stored(t) for t in _tensors(value)}.values())
+
+
+def _rows(y: Tensor, m: int) -> int:
+    """The bytes of m of its rows."""
+    return stored(y) // max(1, len(y)) * m
+
+
+#: FLOPs of the matrix products of our ops, from the shapes of their arguments.
+_PRODUCTS: dict[str, Callable[..., int]] = {
+    "dense": lambda x, w, *rest: 2 * math.prod(x) * w[1],
+    "dense_backward_input": lambda delta, w, *rest: 2 * math.prod(delta) * w[0],
+    "dense_backward_weights": lambda delta, x, *rest: 2 * math.prod(delta) * x[-1],
+    "dense_update_": lambda delta, x, *rest: 2 * math.prod(delta) * x[-1],
+}
+
+#: FLOPs for each element of the first tensor, of ops that are no products; in place or not. Of torch's pointwise ops
+#: that are not here it is 1 for each element of the result, of its reductions 1 for each element of the argument.
+_PER_ELEMENT = {
+    "none": 0,
+    "relu": 1,
+    "sigmoid": 4,
+    "tanh": 1,
+    "softmax": 5,
+    "relu_backward": 1,
+    "sigmoid_backward": 3,
+    "tanh_backward": 3,
+    "softmax_backward": 4,
+    "mse": 4,
+    "mse_step": 4,
+    "take_batch": 0,
+    # torch's own
+    "_softmax": 5,
+    "_log_softmax": 5,
+    "_softmax_backward_data": 4,
+    "_log_softmax_backward_data": 4,
+    "mse_loss": 3,
+    "mse_loss_backward": 3,
+    "threshold_backward": 1,
+    "dot": 2,
+    "mv": 2,
+    "copy": 0,
+    "clone": 0,
+    "fill": 0,
+    "zero": 0,
+    "zeros_like": 0,
+    "ones_like": 0,
+}
+
+
+def _cross_entropy(given: dict[str, Any], out: Any) -> int:
+    return (8 if given["y_true"].dim() == 1 else 10) * given["scores"].numel()
+
+
+def _sgd(given: dict[str, Any], out: Any) -> int:
+    momentum = given["momentum"] and not given["is_first_step"]
+    terms = 1 + bool(given["weight_decay"]) + bool(momentum) + bool(given["nesterov"])  # each a product and a sum
+    names = ("params", "self")  # ours, and torch's fused update
+    return (2 * terms + given["maximize"]) * sum(p.numel() for name in names for p in given.get(name, ()))
+
+
+#: FLOPs beside the products, of ops in which they are no multiple of one tensor's elements.
+_OTHERS: dict[str, Callable[[dict[str, Any], Any], int]] = {
+    "dense": lambda of, out: out.numel() * ((of["b"] is not None) + _PER_ELEMENT[of["activation"]]),
+    "dense_backward_input": lambda of, out: out.numel() * _PER_ELEMENT.get(f"{of['activation']}_backward", 0),
+    "dense_backward_weights": lambda of, out: of["delta"].numel(),
+    "dense_update": lambda of, out: (
+        of["delta"].numel() + (4 if of["weight_decay"] else 2) * of["w"].numel() + 2 * of["b"].numel()
+    ),
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_step": _cross_entropy,
+    "sgd_update": _sgd,
+    "_fused_sgd": _sgd,
+}
+
+
+def _products(op: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    if _is_ours(op):
+        shapes = (value.shape for value in args if isinstance(value, Tensor))
+        return _PRODUCTS[name](*shapes) if name in _PRODUCTS else 0
+    packet = op.overloadpacket
+    if packet not in flop_registry and name.endswith("_"):  # torch has a formula for addmm, and none for addmm_
+        packet = getattr(torch.ops.aten, name.removesuffix("_"), packet)
+    formula = flop_registry.get(packet)
+    return 0 if formula is None else formula(*args, **kwargs, out_val=out)
+
+
+def _others(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
+    name = name.removesuffix("_")
+    if name in _OTHERS:
+        return _OTHERS[name](given, out)
+    first = next(_tensors(list(given.values())), None)
+    if first is None:
+        return 0
+    if name in _PER_ELEMENT:
+        return _PER_ELEMENT[name] * first.numel()
+    if name.startswith("_foreach_"):
+        return sum(tensor.numel() for tensor in _tensors(given["self"]))
+    if torch.Tag.pointwise in op.tags:
+        return sum(tensor.numel() for tensor in _tensors(out))
+    return first.numel() if torch.Tag.reduction in op.tags else 0
+
+
+#: What does not read the tensor that it is given first: it fills it, or makes another like it.
+_FILLS = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_"}
+_FILLS |= {"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full"}
+
+#: What moves nothing, though its schema does not say that it is a view.
+_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
+
+
+def _step(given: dict[str, Any], out: Any) -> int:
+    read = [value for name, value in given.items() if name != "losses"]
+    return _sum(read) + _sum(out) + given["losses"].itemsize + stored(given["step"])
+
+
+def _picked(given: dict[str, Any], out: Any) -> int:
+    """Of what is chosen from, only what was chosen is read."""
+    return 2 * _sum(out) + _sum([given.get(name) for name in ("index", "indices")])
+
+
+#: Bytes of the ops that leave out some of what they are given.
+_MOVED: dict[str, Callable[[dict[str, Any], Any], int]] = {
+    "mse_step_": _step,
+    "cross_entropy_step_": _step,
+    # its rows of x and y are read and written; of the order so many numbers are read
+    "take_batch_": lambda of, out: (
+        2 * _sum([of["x_batch"], of["y_batch"]]) + _rows(of["order"], len(of["x_batch"])) + stored(of["step"])
+    ),
+    "gather": _picked,
+    "index_select": _picked,
+    "index": _picked,
+    "embedding": _picked,
+    "nll_loss_forward": lambda of, out: stored(of["target"]) + _rows(of["self"][:, 0], len(of["target"])) + _sum(out),
+}
+
+
+def _bytes(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
+    if name in _NOTHING:
+        return 0
+    if name in _MOVED:
+        return _MOVED[name](given, out)
+    arguments = op._schema.arguments
+    read = {argument.name: given[argument.name] for argument in arguments if not argument.is_out}
+    if name in _FILLS:
+        del read[arguments[0].name]
+    if given.get("is_first_step"):  # momentum is only written
+        read.pop("momentum_buffers", None), read.pop("momentum_buffer_list", None)
+    written = [given[argument.name] for argument in arguments if argument.is_write]
+    values = out if isinstance(out, tuple) else (out,)
+    written += [value for value, of in zip(values, op._schema.returns, strict=False) if of.alias_info is None]
+    return _sum(list(read.values())) + _sum(written)
