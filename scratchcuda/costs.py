@@ -47,7 +47,7 @@ def cost(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Co
     if op.is_view:
         return Cost(0, 0, 0)
     name = _name(op)
-    given = _given(op, args, kwargs)
+    given = arguments(op, args, kwargs)
     products = _products(op, name, args, kwargs, out)
     return Cost(products, _others(op, name, given, out), _bytes(op, name, given, out))
 
@@ -68,7 +68,7 @@ def _is_ours(op: Any) -> bool:
     return op.namespace.startswith("scratchcuda")
 
 
-def _given(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def arguments(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, with their defaults."""
     found = {}
     for i, argument in enumerate(op._schema.arguments):
@@ -77,12 +77,13 @@ def _given(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, 
     return found
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors of a tensor, or of nested lists, tuples and dicts of them."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_of(item)
 
 
 def stored(tensor: Tensor) -> int:
@@ -93,7 +94,7 @@ def stored(tensor: Tensor) -> int:
 
 def _sum(value: Any) -> int:
     """The bytes of all tensors in a value; one that is in it twice counts once."""
-    return sum({(t.data_ptr(), t.shape, t.stride()): stored(t) for t in _tensors(value)}.values())
+    return sum({(t.data_ptr(), t.shape, t.stride()): stored(t) for t in tensors_of(value)}.values())
 
 
 def _rows(y: Tensor, m: int) -> int:
@@ -109,7 +110,7 @@ _PRODUCTS: dict[str, Callable[..., int]] = {
     "dense_update_": lambda delta, x, *rest: 2 * math.prod(delta) * x[-1],
 }
 
-#: FLOPs for each element of the first tensor, of ops that are no products; in place or not. Of torch's pointwise ops
+#: FLOPs for each element of the largest tensor, of ops that are no products; in place or not. Of torch's pointwise ops
 #: that are not here it is 1 for each element of the result, of its reductions 1 for each element of the argument.
 _PER_ELEMENT = {
     "none": 0,
@@ -184,16 +185,14 @@ def _others(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
     name = name.removesuffix("_")
     if name in _OTHERS:
         return _OTHERS[name](given, out)
-    first = next(_tensors(list(given.values())), None)
-    if first is None:
-        return 0
+    most = max((tensor.numel() for tensor in tensors_of(given)), default=0)
     if name in _PER_ELEMENT:
-        return _PER_ELEMENT[name] * first.numel()
+        return _PER_ELEMENT[name] * most
     if name.startswith("_foreach_"):
-        return sum(tensor.numel() for tensor in _tensors(given["self"]))
+        return sum(tensor.numel() for tensor in tensors_of(given["self"]))
     if torch.Tag.pointwise in op.tags:
-        return sum(tensor.numel() for tensor in _tensors(out))
-    return first.numel() if torch.Tag.reduction in op.tags else 0
+        return sum(tensor.numel() for tensor in tensors_of(out))
+    return most if torch.Tag.reduction in op.tags else 0
 
 
 #: What does not read the tensor that it is given first: it fills it, or makes another like it.
@@ -244,4 +243,4 @@ def _bytes(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
     written = [given[argument.name] for argument in arguments if argument.is_write]
     values = out if isinstance(out, tuple) else (out,)
     written += [value for value, of in zip(values, op._schema.returns, strict=False) if of.alias_info is None]
-    return _sum(list(read.values())) + _sum(written)
+    return _sum(read) + _sum(written)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from scratchcuda import _backend, ops
+from scratchcuda._ranges import named
 from scratchcuda.layers import Dense
 from scratchcuda.network import Network, Product, Task
 from scratchcuda.training import FitPath, HeldInterrupt
@@ -110,25 +111,29 @@ class GraphPlan(FitPath):
         """The launches of a step on m samples; returns each unit's output."""
         task, captured = self.task, self.captured
         x, y = captured.x[:m], captured.y[:m]
-        ops.take_batch_(task.x, task.y, captured.order, captured.step, task.batch_size, x, y)
+        with named("batch"):
+            ops.take_batch_(task.x, task.y, captured.order, captured.step, task.batch_size, x, y)
         outputs = list(self._forward(x))
         inputs = [x, *outputs]
         delta = self._loss(outputs[-1], y)
         first = next(u for u, unit in enumerate(self.units) if unit.product)
         is_done = False  # the derivative of this unit's activation, with the product above
         for u in reversed(range(first, len(self.units))):
-            product, activation, _ = self.units[u]
-            if activation != "none" and not is_done:
-                delta = getattr(ops, f"{activation}_backward")(delta, outputs[u])
-            is_done = False
-            if product is None:
-                continue
-            above = delta
-            if u > first:
-                below = self.units[u - 1].activation
-                is_done = below != "softmax"
-                delta = ops.dense_backward_input(above, product.w, inputs[u], below if is_done else "none")
-            ops.dense_update_(above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
+            product, activation, after = self.units[u]
+            layer = self.network.layer_of(after - 1)
+            with named("backward", layer):
+                if activation != "none" and not is_done:
+                    delta = getattr(ops, f"{activation}_backward")(delta, outputs[u])
+                is_done = False
+                if product is None:
+                    continue
+                above = delta
+                if u > first:
+                    below = self.units[u - 1].activation
+                    is_done = below != "softmax"
+                    delta = ops.dense_backward_input(above, product.w, inputs[u], below if is_done else "none")
+            with named("update", layer):
+                ops.dense_update_(above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
         return outputs
 
     def _validate(self) -> list[Tensor]:
@@ -139,16 +144,18 @@ class GraphPlan(FitPath):
         return []
 
     def _forward(self, value: Tensor) -> Iterator[Tensor]:
-        for product, activation, _ in self.units:
-            if product is None:
-                value = getattr(ops, activation)(value)
-            else:
-                value = ops.dense(value, product.w, product.b, activation)
+        for product, activation, after in self.units:
+            with named("forward", self.network.layer_of(after - 1)):
+                if product is None:
+                    value = getattr(ops, activation)(value)
+                else:
+                    value = ops.dense(value, product.w, product.b, activation)
             yield value
 
     def _loss(self, y_pred: Tensor, y: Tensor) -> Tensor:
         op = ops.mse_step_ if self.network.loss == "mse" else ops.cross_entropy_step_
-        return op(y_pred, y, self.captured.losses, self.captured.step)
+        with named("loss"):
+            return op(y_pred, y, self.captured.losses, self.captured.step)
 
 
 def _units(network: Network) -> list[_Unit]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from scratchcuda import _checks, ops
 from scratchcuda._patching import replaceable
+from scratchcuda._ranges import named
 from scratchcuda.activations import Activation, Layer, Linear, fused_op
 
 
@@ -119,7 +120,8 @@ class Dense(Layer):
         """
         delta = self.act_f.backward(delta, self.a)
         dx = ops.dense_backward_input(delta, self.w)
-        ops.dense_update_(delta, self.input, self.w, self.b, lr, weight_decay)
+        with named("update"):
+            ops.dense_update_(delta, self.input, self.w, self.b, lr, weight_decay)
         return dx
 
     def __repr__(self) -> str:

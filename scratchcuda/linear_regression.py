@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
+from scratchcuda._ranges import named
 from scratchcuda.network import Network, Product, Task
 from scratchcuda.parameters import Parameters
 from scratchcuda.plan import plan_of
@@ -116,10 +117,13 @@ class SimpleLinearRegression(Parameters):
         batch_size = min(batch_size, len(y))
 
         def step(x: Tensor, y: Tensor) -> float | Tensor:
-            y_pred = self.predict(x)
+            with named("forward"):
+                y_pred = self.predict(x)
             if original(self):
-                loss, delta = ops.mse(y_pred, y)
-                self._descend(x, delta, lr, weight_decay)
+                with named("loss"):
+                    loss, delta = ops.mse(y_pred, y)
+                with named("update"):
+                    self._descend(x, delta, lr, weight_decay)
                 return loss
             mean = self.mse_loss(y, y_pred)
             self.update(x, y, y_pred, lr, **({"weight_decay": weight_decay} if weight_decay else {}))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
+from scratchcuda._ranges import each, named
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense, InputLayer
 from scratchcuda.losses import MSE, CrossEntropy, Losses
@@ -179,7 +180,7 @@ class Model(Parameters):
         """The forward propagation of a training step: layers keep what backward needs."""
         out = self._data("x", x)
         self._settle(x)
-        for layer in self.layers:
+        for _, layer in each("forward", enumerate(self.layers)):
             out = layer.__forward__(out)
         return out
 
@@ -214,11 +215,11 @@ class Model(Parameters):
         return loss, delta
 
     def _backpropagate(self, delta: Tensor, lr: float, options: dict[str, float]) -> None:
-        for layer in reversed(self.layers):
+        for _, layer in each("backward", reversed(list(enumerate(self.layers)))):
             if isinstance(layer, Activation):
                 delta = layer.backward(delta, layer.a)
             else:
-                delta = layer.backward(delta, lr, **(options if layer.is_trainable else {}))  # type: ignore
+                delta = layer.backward(delta, lr, **(options if layer.is_trainable else {}))
 
     def fit(
         self,
@@ -275,7 +276,8 @@ class Model(Parameters):
         def step(x: Tensor, y: Tensor) -> float | Tensor:
             y_pred = self.__forward__(x)
             if original(self):
-                loss, delta = self._loss_and_gradient(y_pred, y)
+                with named("loss"):
+                    loss, delta = self._loss_and_gradient(y_pred, y)
                 self._backpropagate(delta, lr, options)
                 return loss
             mean = self.loss_f(y_pred, y)

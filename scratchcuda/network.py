@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from scratchcuda._patching import original
+from scratchcuda._ranges import name_of
 from scratchcuda.activations import Activation, Layer
 from scratchcuda.layers import Dense
 from scratchcuda.losses import MSE, CrossEntropy, Losses
@@ -47,6 +48,11 @@ class Network:
     @property
     def parameters(self) -> list[Tensor]:
         return [tensor for product in self.products for tensor in (product.w, product.b)]
+
+    def layer_of(self, stage: int) -> str:
+        """The name of the layer that a stage belongs to; empty if layers have none."""
+        owners = enumerate(self.owners)
+        return next((name_of(i, layer) for i, (layer, before, after) in owners if before <= stage < after), "")
 
     def unfit(self) -> str:
         """The reason why no plan can train these parameters; empty if one can."""

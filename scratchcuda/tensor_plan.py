@@ -24,6 +24,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from scratchcuda._ranges import bound
 from scratchcuda.layers import Dense
 from scratchcuda.network import Network, Product, Task
 from scratchcuda.training import FitPath, HeldInterrupt
@@ -156,10 +157,11 @@ class _Evaluation:
         self._bind_forward()
         if self.network.loss == "mse":
             self.scale = 1 / (m * outputs)
-            self.compare = self._mse()
+            compare = self._mse()
         else:
             self.scale = 1 / m
-            self.compare = self._cross_entropy()
+            compare = self._cross_entropy()
+        self.compare = bound("loss", "", compare)
 
     def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
         """x (features + 1, columns), y (n_out, m) or class indices (m,), the loss () to write."""
@@ -201,10 +203,11 @@ class _Evaluation:
                 output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
                 call = partial(_FORWARD[stage], out=output[:-1])
             reads_ones = isinstance(stage, Product)
+            layer = self.network.layer_of(i)
             if value is not None:
-                self.calls.append(partial(call, value if reads_ones else value[:-1]))
+                self.calls.append(bound("forward", layer, partial(call, value if reads_ones else value[:-1])))
             else:
-                self.first = call if reads_ones else lambda x, call=call: call(x[:-1])
+                self.first = bound("forward", layer, call if reads_ones else lambda x, call=call: call(x[:-1]))
             self.values.append(output)
 
     def _mse(self) -> Callable[[Tensor, Tensor, Tensor], object]:
@@ -277,21 +280,21 @@ class _Step(_Evaluation):
             scale *= 2
         else:
             function = partial(aten._log_softmax_backward_data.out, self.negative, self.log_p)
-            self.backward.append(partial(function, 0, self.delta.dtype, out=self.delta))
+            self.backward.append(bound("loss", "", partial(function, 0, self.delta.dtype, out=self.delta)))
         first = next(i for i, stage in enumerate(self.stages) if isinstance(stage, Product))
         weights = list(self.weights)
         delta, busy = self.delta, self.delta
         for i in reversed(range(first, len(self.stages))):
-            stage = self.stages[i]
+            stage, layer = self.stages[i], self.network.layer_of(i)
             if not isinstance(stage, Product):
-                self.backward.append(_BACKWARD[stage](delta, self._value(i + 1)[:-1]))
+                self.backward.append(bound("backward", layer, _BACKWARD[stage](delta, self._value(i + 1)[:-1])))
                 continue
             w, above = weights.pop(), delta
             if i > first:
                 busy = self._shared_buffer(len(w) - 1, busy)
                 delta = busy[:-1]
-                self.backward.append(partial(torch.mm, w[:-1], above, out=delta))
-            update = _update(w, above.mT, lr * scale, weight_decay / scale)
+                self.backward.append(bound("backward", layer, partial(torch.mm, w[:-1], above, out=delta)))
+            update = bound("update", layer, _update(w, above.mT, lr * scale, weight_decay / scale))
             if i > 0:
                 self.backward.append(partial(update, self._value(i)))
             else:

@@ -1,0 +1,144 @@
+"""Measures each call of a step by itself: its times, its error, its kernels, torch's time for the same work."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchcuda import costs, tensor_ops
+from scratchcuda.profiler.ceilings import Ceilings
+from scratchcuda.profiler.clocks import Clock, quartiles
+from scratchcuda.profiler.kernels import Kernel
+from scratchcuda.profiler.record import Call, copied
+
+Ratio = list[float]
+
+
+@dataclass
+class Row:
+    """One op of a layer in a phase. Times are seconds of a call, as first quartile, median and third quartile.
+
+    Attributes:
+        phase, layer, op, calls: as of the recorded call; calls in a step.
+        shapes: of its tensors.
+        dtype: that it computes in.
+        warm: its data may be in a cache.
+        cold: nothing is in the caches.
+        host: that the host takes to enqueue it; None on a CPU, where that is part of the time.
+        flops, bytes: the least that it has to do.
+        kernels: that it launches.
+        floor: the least seconds by the measured ceilings.
+        limit: what sets the floor: "memory", "arithmetic" or "launch latency".
+        error: ||result - oracle|| / ||oracle||, in float64; None where torch's float64 is its own oracle, or where it
+            draws random numbers.
+        eager, compiled: the time of torch's functions for the same work, eager and compiled, divided by this one, warm;
+            None where this is torch's function.
+    """
+
+    phase: str
+    layer: str
+    op: str
+    calls: int
+    shapes: list[list[int]]
+    dtype: str
+    warm: list[float]
+    cold: list[float]
+    host: list[float] | None
+    flops: int
+    bytes: int
+    kernels: list[Kernel]
+    floor: float
+    limit: str
+    error: float | None
+    eager: Ratio | None
+    compiled: Ratio | None
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second that it has moved at least. Of the cold time: in a cache it would not be memory's."""
+        return self.bytes / self.cold[1]
+
+    @property
+    def rate(self) -> float:
+        """FLOPs a second, of the cold time."""
+        return self.flops / self.cold[1]
+
+
+def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings, compile: bool) -> Row:
+    """Measure one call.
+
+    Args:
+        call: what was recorded.
+        kernels: that it launches.
+        clock: of its device.
+        ceilings: of its device.
+        compile: whether to compare with torch.compile, which takes seconds for each call.
+    """
+    run = partial(call.op, *call.args, **call.kwargs)
+    floor, limit = ceilings.floor(call.cost.bytes, call.cost.flops, call.dtype, max(1, len(kernels)))
+    error = error_of(call)
+    with torch.no_grad():
+        warm = clock.warm(run)
+        cold, host = clock.cold(run), clock.host(run)
+        twin = partial(getattr(tensor_ops, call.op_name), *call.args, **call.kwargs) if call.is_ours else None
+        eager = ratio(clock.warm(twin), warm) if twin else None
+        compiled = None
+        if twin and compile:
+            function = torch.compile(twin.func, dynamic=False)
+            compiled = ratio(clock.warm(partial(function, *call.args, **call.kwargs)), warm)
+    return Row(
+        call.phase,
+        call.layer,
+        call.name,
+        call.count,
+        [list(tensor.shape) for tensor in call.tensors],
+        str(call.dtype).removeprefix("torch."),
+        quartiles(warm),
+        quartiles(cold),
+        None if host is None else quartiles(host),
+        call.cost.flops,
+        call.cost.bytes,
+        kernels,
+        floor,
+        limit,
+        error,
+        eager,
+        compiled,
+    )
+
+
+def ratio(theirs: list[float], ours: list[float]) -> Ratio:
+    """Quartiles of their times divided by ours, sample by sample."""
+    return quartiles([a / b for a, b in zip(theirs, ours, strict=True)])
+
+
+def error_of(call: Call) -> float | None:
+    """The error against the same op in float64: of ours its twin in torch's functions, of torch's itself."""
+    if torch.Tag.nondeterministic_seeded in call.op.tags or (not call.is_ours and call.dtype == torch.float64):
+        return None
+    args, kwargs = copied((call.args, call.kwargs))
+    found = _results(call.op, call.op, args, kwargs)
+    args, kwargs = copied((call.args, call.kwargs), torch.float64)
+    oracle = getattr(tensor_ops, call.op_name) if call.is_ours else call.op
+    expected = _results(call.op, oracle, args, kwargs)
+    pairs = zip(found, expected, strict=True)
+    return max((_difference(a.double(), b.double()) for a, b in pairs if a.is_floating_point()), default=None)
+
+
+def _results(op: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> list[Tensor]:
+    """What it returns, then what it mutates, as its schema tells."""
+    with torch.no_grad():
+        out = function(*args, **kwargs)
+    written = [a.name for a in op._schema.arguments if a.is_write]
+    given = costs.arguments(op, args, kwargs)
+    return [*costs.tensors_of(out), *costs.tensors_of([given[name] for name in written])]
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    norm = expected.norm().item()
+    difference = (found - expected).norm().item()
+    return difference / norm if norm else difference

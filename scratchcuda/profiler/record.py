@@ -1,0 +1,210 @@
+"""Records the ops of a training step, each with its phase and its layer, and with copies of what it was called with."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scratchcuda import _ranges, costs
+
+
+class Ranges:
+    """The ranges that are open, innermost last: (phase, layer). torch.profiler and Nsight see them by name."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[str, str]] = [("", "")]
+        self._shown: list[ExitStack] = []
+
+    def push(self, phase: str, layer: str) -> None:
+        self.open.append((phase, layer or self.open[-1][1]))
+        name = " ".join(filter(None, self.open[-1]))
+        shown = ExitStack()
+        shown.enter_context(record_function(name))
+        if torch.cuda.is_initialized():
+            shown.enter_context(torch.cuda.nvtx.range(name))
+        self._shown.append(shown)
+
+    def pop(self) -> None:
+        self._shown.pop().close()
+        self.open.pop()
+
+    @contextmanager
+    def __call__(self, phase: str, layer: str) -> Iterator[None]:
+        self.push(phase, layer)
+        try:
+            yield
+        finally:
+            self.pop()
+
+
+@contextmanager
+def listening(ranges: Ranges) -> Iterator[None]:
+    """Fits and steps tell these ranges what they do, within the block."""
+    before, _ranges.listener = _ranges.listener, ranges
+    try:
+        yield
+    finally:
+        _ranges.listener = before
+
+
+@contextmanager
+def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str], None]]:
+    """Ranges of a module's layers, forward and backward, within the block.
+
+    A layer's backward are the nodes that its forward has added to autograd's graph. Gives the function that takes
+    those of any other tensors for a name.
+    """
+    seen: set[Any] = set()  # held, or a new node might have the id of an old one
+    handles: list[Any] = []
+
+    def take(outputs: Any, name: str) -> None:
+        nodes = [tensor.grad_fn for tensor in costs.tensors_of(outputs)]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen or node.name().endswith("AccumulateGrad"):
+                continue
+            seen.add(node)
+            handles.append(node.register_prehook(lambda grads: ranges.push("backward", name)))
+            handles.append(node.register_hook(lambda *grads: ranges.pop()))
+            nodes += [before for before, _ in node.next_functions]
+
+    def watch(layer: nn.Module, name: str) -> None:
+        def leave(layer: nn.Module, args: Any, outputs: Any) -> None:
+            ranges.pop()
+            take(outputs, name)
+
+        handles.append(layer.register_forward_pre_hook(lambda layer, args: ranges.push("forward", name)))
+        handles.append(layer.register_forward_hook(leave))
+
+    for name, layer in module.named_modules():
+        watch(layer, " ".join(filter(None, (name, type(layer).__name__))))
+    try:
+        yield take
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class Call:
+    """A distinct call of an op: one or more times, by the same layer in the same phase, with tensors of one kind.
+
+    Attributes:
+        phase: "batch", "forward", "loss", "backward" or "update".
+        layer: its name in the model; empty for what belongs to none.
+        op: torch's, or one of ours.
+        args, kwargs: copies of what it was called with, at first.
+        cost: the least that it has to do.
+        count: how often it was called.
+    """
+
+    phase: str
+    layer: str
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    cost: costs.Cost
+    count: int = 0
+
+    @property
+    def name(self) -> str:
+        """As torch's documentation has it, without its namespace: mm.out, scratchcuda::dense."""
+        name = str(self.op).removesuffix(".default").removeprefix("aten.")
+        return name.replace(f"{self.op.namespace}.", "scratchcuda::") if self.is_ours else name
+
+    @property
+    def op_name(self) -> str:
+        """Without namespace and overload."""
+        return self.op._schema.name.rpartition("::")[2]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.op.namespace.startswith("scratchcuda")
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return list(costs.tensors_of((self.args, self.kwargs)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it computes in."""
+        return next((t.dtype for t in self.tensors if t.is_floating_point()), torch.float32)
+
+
+class Recorder(TorchDispatchMode):
+    """Records each op that is called within a range; ``calls`` are in the order of their first time."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        self.ranges = ranges
+        self._found: dict[Any, Call] = {}
+
+    @property
+    def calls(self) -> list[Call]:
+        return [call for call in self._found.values() if call.cost.bytes]  # views do nothing
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        phase, layer = self.ranges.open[-1]
+        if not phase or op.namespace == "profiler":  # record_function's own
+            return op(*args, **kwargs)
+        key = phase, layer, op, _kind(args), _kind(kwargs)
+        known = key in self._found
+        before = None if known else copied((args, kwargs))  # it may write
+        out = op(*args, **kwargs)
+        if before:
+            self._found[key] = Call(phase, layer, op, before[0], before[1], costs.cost(op, args, kwargs, out))
+        self._found[key].count += 1
+        return out
+
+
+def _kind(value: Any) -> Any:
+    """All that matters for what a call costs."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, list | tuple):
+        return tuple(map(_kind, value))
+    if isinstance(value, dict):
+        return tuple((name, _kind(item)) for name, item in value.items())
+    return repr(value)
+
+
+def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
+    """The same with all tensors copied, strides kept, one copy for a tensor that is in it twice.
+
+    Args:
+        value: a tensor, or nested lists, tuples and dicts.
+        dtype: of floating-point tensors, and of floating dtypes among the values; their own if None.
+    """
+    made: dict[Any, Tensor] = {}
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            key = value.data_ptr(), value.shape, value.stride(), value.dtype
+            if key not in made:
+                made[key] = _copy(value, dtype)
+            return made[key]
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return dtype or value
+        if isinstance(value, list | tuple):
+            return type(value)(map(copy, value))
+        return {name: copy(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+    return copy(value)
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+    with torch.inference_mode(False), torch.no_grad():
+        if tensor.layout is not torch.strided:
+            return tensor.detach().clone()
+        # An expanded dimension lies in one place, in the copy too.
+        sizes = [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+        lying = tensor.detach()[tuple(slice(0, size) for size in sizes)]
+        made = torch.empty_strided(sizes, tensor.stride(), dtype=kind, device=tensor.device)
+        return made.copy_(lying).expand(tensor.shape)
