@@ -13,6 +13,10 @@ from scratchcuda.compare import device_name
 Call = Callable[[], object]
 
 
+def nothing() -> None:
+    pass
+
+
 class Clock(Protocol):
     """Times calls on one device. All times are seconds; a method returns a sample for each measurement.
 
@@ -24,11 +28,14 @@ class Clock(Protocol):
     device: torch.device
     name: str
 
-    def warm(self, call: Call) -> list[float]:
-        """Of a call among many, so that what it reads may be in a cache."""
+    def warm(self, call: Call, before: Call = ...) -> list[float]:
+        """Of a call among many, so that what it reads may be in a cache; ``before`` each measurement, untimed."""
 
-    def cold(self, call: Call) -> list[float]:
-        """Of a call after a write that has displaced all else from the caches."""
+    def cold(self, call: Call, other: Call = ...) -> list[float]:
+        """Of a call after a write that has displaced all else from the caches.
+
+        ``other`` is the same call on other data: on a CPU it brings back the program, and leaves the data where it is.
+        """
 
     def host(self, call: Call) -> list[float] | None:
         """That the host takes to enqueue a call, apart from the device; None where they are the same."""
@@ -66,18 +73,23 @@ class HostClock:
             flushed = min(512 << 20, 2 * _cache_bytes())
         self.flush = torch.empty(flushed, dtype=torch.uint8)
 
-    def warm(self, call: Call) -> list[float]:
+    def warm(self, call: Call, before: Call = nothing) -> list[float]:
         count, seconds = 1, self._time(call, 1)
         while seconds < self.least:
             count = max(2 * count, int(1.2 * count * self.least / max(seconds, 1e-9)))
             seconds = self._time(call, count)
-        return [self._time(call, count) / count for _ in range(self.samples)]
+        found = []
+        for _ in range(self.samples):
+            before()
+            found.append(self._time(call, count) / count)
+        return found
 
-    def cold(self, call: Call) -> list[float]:
+    def cold(self, call: Call, other: Call = nothing) -> list[float]:
         call()
         found = []
         for _ in range(self.samples):
             self.flush.fill_(1)
+            other()
             found.append(self._time(call, 1))
         return found
 
@@ -108,7 +120,7 @@ class DeviceClock:
         self.flush = torch.empty(max(512 << 20, 4 * facts.L2_cache_size), dtype=torch.uint8, device=device)
         self.stream = torch.cuda.Stream(device)
 
-    def warm(self, call: Call) -> list[float]:
+    def warm(self, call: Call, before: Call = nothing) -> list[float]:
         """Many calls are one CUDA graph, so that the host has no part in it."""
         first = self._spans([call], warm_up=3)[0]
         count = min(100, max(1, int(2e-3 / max(first, 1e-6))))
@@ -118,9 +130,9 @@ class DeviceClock:
                 call()
 
         graph = capture(calls, self.stream)
-        return [span / count for span in self._spans([graph.replay] * self.samples)]
+        return [span / count for span in self._spans([graph.replay] * self.samples, before=before)]
 
-    def cold(self, call: Call) -> list[float]:
+    def cold(self, call: Call, other: Call = nothing) -> list[float]:
         """Nothing waits between the write and the call."""
         return self._spans([call] * self.samples, before=lambda: self.flush.fill_(1))
 
@@ -134,7 +146,7 @@ class DeviceClock:
             found.append((time.perf_counter() - start) / 20)
         return found
 
-    def _spans(self, calls: Sequence[Call], warm_up: int = 1, before: Call = lambda: None) -> list[float]:
+    def _spans(self, calls: Sequence[Call], warm_up: int = 1, before: Call = nothing) -> list[float]:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in calls]
         for _ in range(warm_up):
             calls[0]()

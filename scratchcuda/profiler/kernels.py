@@ -106,14 +106,14 @@ def notices(device: torch.device) -> list[str]:
     injected = [name for name in ("CUDA_INJECTION64_PATH", "NVTX_INJECTION64_PATH") if os.environ.get(name)]
     if injected:
         found.append(
-            f"Another profiler is in this process ({', '.join(injected)} is set): CUPTI serves one at a time, so kernels, "
-            "registers and occupancy may be missing here"
+            f"Another profiler is in this process ({', '.join(injected)} is set): CUPTI serves one at a time, so "
+            "kernels, registers and occupancy may be missing here"
         )
     parameters = Path("/proc/driver/nvidia/params")
     if parameters.exists() and "RmProfilingAdminOnly: 1" in parameters.read_text() and os.geteuid() != 0:
         found.append(
-            "The driver gives hardware counters to administrators only (NVreg_RestrictProfilingToAdminUsers=1): ncu will "
-            "end with ERR_NVGPUCTRPERM; times here need no counters"
+            "The driver gives hardware counters to administrators only (NVreg_RestrictProfilingToAdminUsers=1): ncu "
+            "will end with ERR_NVGPUCTRPERM; times here need no counters"
         )
     return found
 

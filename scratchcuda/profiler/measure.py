@@ -1,6 +1,5 @@
 """Measures each call of a step by itself: its times, its error, its kernels, torch's time for the same work."""
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -78,18 +77,28 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
         ceilings: of its device.
         compile: whether to compare with torch.compile, which takes seconds for each call.
     """
-    run = partial(call.op, *call.args, **call.kwargs)
+    args, kwargs = copied(call.args), copied(call.kwargs)
+    run = partial(call.op, *args, **kwargs)
+    other = partial(call.op, *copied(call.args), **copied(call.kwargs))
     floor, limit = ceilings.floor(call.cost.bytes, call.cost.flops, call.dtype, max(1, len(kernels)))
     error = error_of(call)
+
+    def restore() -> None:  # what is updated in place again and again would vanish, or grow
+        for tensor, start in zip(
+            _written(call.op, args, kwargs), _written(call.op, call.args, call.kwargs), strict=True
+        ):
+            tensor.copy_(start)
+
     with torch.no_grad():
-        warm = clock.warm(run)
-        cold, host = clock.cold(run), clock.host(run)
-        twin = partial(getattr(tensor_ops, call.op_name), *call.args, **call.kwargs) if call.is_ours else None
-        eager = ratio(clock.warm(twin), warm) if twin else None
-        compiled = None
-        if twin and compile:
-            function = torch.compile(twin.func, dynamic=False)
-            compiled = ratio(clock.warm(partial(function, *call.args, **call.kwargs)), warm)
+        warm = clock.warm(run, restore)
+        cold, host = clock.cold(run, other), clock.host(run)
+        eager = compiled = None
+        if call.is_ours:
+            twin = getattr(tensor_ops, call.op_name)
+            eager = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)
+            if compile:
+                twin = torch.compile(twin, dynamic=False)
+                compiled = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)
     return Row(
         call.phase,
         call.layer,
@@ -120,9 +129,9 @@ def error_of(call: Call) -> float | None:
     """The error against the same op in float64: of ours its twin in torch's functions, of torch's itself."""
     if torch.Tag.nondeterministic_seeded in call.op.tags or (not call.is_ours and call.dtype == torch.float64):
         return None
-    args, kwargs = copied((call.args, call.kwargs))
+    args, kwargs = copied(call.args), copied(call.kwargs)
     found = _results(call.op, call.op, args, kwargs)
-    args, kwargs = copied((call.args, call.kwargs), torch.float64)
+    args, kwargs = (copied(given, torch.float64) for given in (call.args, call.kwargs))
     oracle = getattr(tensor_ops, call.op_name) if call.is_ours else call.op
     expected = _results(call.op, oracle, args, kwargs)
     pairs = zip(found, expected, strict=True)
@@ -130,12 +139,16 @@ def error_of(call: Call) -> float | None:
 
 
 def _results(op: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> list[Tensor]:
-    """What it returns, then what it mutates, as its schema tells."""
+    """What it returns, then what it mutates."""
     with torch.no_grad():
         out = function(*args, **kwargs)
-    written = [a.name for a in op._schema.arguments if a.is_write]
+    return [*costs.tensors_of(out), *_written(op, args, kwargs)]
+
+
+def _written(op: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments that it mutates, as its schema tells."""
     given = costs.arguments(op, args, kwargs)
-    return [*costs.tensors_of(out), *costs.tensors_of([given[name] for name in written])]
+    return list(costs.tensors_of([given[a.name] for a in op._schema.arguments if a.is_write]))
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -22,14 +22,12 @@ class Step:
     Attributes:
         path: what served it.
         seconds: quartiles of its time, until the device has finished.
-        host: quartiles of the time until the host has enqueued it; the same on a CPU.
         difference: of its losses to those of torch eager, relative, the largest of the first steps.
         ratio: quartiles of torch eager's time divided by this one; None where the losses differ.
     """
 
     path: str
     seconds: list[float]
-    host: list[float]
     difference: float
     ratio: list[float] | None
 
@@ -49,11 +47,11 @@ def race(subjects: Mapping[str, Subject], dtype: str, samples: int, least: float
         subject.reset()
         losses[name] = torch.tensor(subject.run(STEPS), dtype=torch.float64)
         subject.reset()
-        seconds = _time(subject, STEPS)[0]
+        seconds = _time(subject, STEPS)
         counts[name] = min(200, max(STEPS, int(least / seconds)))
         subject.reset()
         subject.run(counts[name])  # captures anew where the number of steps decides on addresses
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
+    found: dict[str, list[float]] = {name: [] for name in subjects}
     names = list(subjects)
     for i in range(samples):
         for name in names[i % len(names) :] + names[: i % len(names)]:  # each comes after each
@@ -64,21 +62,17 @@ def race(subjects: Mapping[str, Subject], dtype: str, samples: int, least: float
     for name, subject in subjects.items():
         differences = ((losses[name] - losses[first]) / losses[first]).abs()
         difference = differences.max().item() if differences.isfinite().all() else float("inf")
-        ratios = [a[0] / b[0] for a, b in zip(found[first], found[name], strict=True)]
-        seconds, host = (quartiles(column) for column in zip(*found[name], strict=True))
+        ratios = quartiles([a / b for a, b in zip(found[first], found[name], strict=True)])
         agrees = difference <= AGREEMENT[dtype]
-        steps[name] = Step(subject.path, seconds, host, difference, quartiles(ratios) if agrees else None)
+        steps[name] = Step(subject.path, quartiles(found[name]), difference, ratios if agrees else None)
     return steps
 
 
-def _time(subject: Subject, count: int) -> tuple[float, float]:
-    """Seconds of a step until the device has finished, and until the host has."""
-    on_gpu = subject.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize(subject.device)
+def _time(subject: Subject, count: int) -> float:
+    """Seconds of a step."""
+    synchronize = torch.cuda.synchronize if subject.device.type == "cuda" else lambda: None
+    synchronize()
     start = time.perf_counter()
     subject.run(count)
-    host = time.perf_counter() - start
-    if on_gpu:
-        torch.cuda.synchronize(subject.device)
-    return (time.perf_counter() - start) / count, host / count
+    synchronize()
+    return (time.perf_counter() - start) / count

@@ -100,6 +100,7 @@ class Call:
         op: torch's, or one of ours.
         args, kwargs: copies of what it was called with, at first.
         cost: the least that it has to do.
+        kind: the op with the shapes, strides and dtypes of its tensors: all that its time depends on.
         count: how often it was called.
     """
 
@@ -109,6 +110,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     cost: costs.Cost
+    kind: tuple[Any, ...]
     count: int = 0
 
     @property
@@ -153,12 +155,12 @@ class Recorder(TorchDispatchMode):
         phase, layer = self.ranges.open[-1]
         if not phase or op.namespace == "profiler":  # record_function's own
             return op(*args, **kwargs)
-        key = phase, layer, op, _kind(args), _kind(kwargs)
-        known = key in self._found
-        before = None if known else copied((args, kwargs))  # it may write
+        kind = op, _kind(args), _kind(kwargs)
+        key = phase, layer, kind
+        before = None if key in self._found else (copied(args), copied(kwargs))  # it may write
         out = op(*args, **kwargs)
         if before:
-            self._found[key] = Call(phase, layer, op, before[0], before[1], costs.cost(op, args, kwargs, out))
+            self._found[key] = Call(phase, layer, op, *before, costs.cost(op, args, kwargs, out), kind)
         self._found[key].count += 1
         return out
 
@@ -176,6 +178,9 @@ def _kind(value: Any) -> Any:
 
 def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
     """The same with all tensors copied, strides kept, one copy for a tensor that is in it twice.
+
+    Of a call arguments and keywords are copied apart: what is written with out= over an argument gets a place of its
+    own, or a call that is repeated would read what it has written.
 
     Args:
         value: a tensor, or nested lists, tuples and dicts.

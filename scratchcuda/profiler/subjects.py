@@ -2,14 +2,18 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from scratchcuda import _ranges, costs
+from scratchcuda._patching import original
 from scratchcuda.linear_regression import SimpleLinearRegression
+from scratchcuda.losses import MSE, CrossEntropy
 from scratchcuda.model import Model
+from scratchcuda.profiler.clocks import nothing
 from scratchcuda.profiler.record import Ranges, listening, watching
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -74,18 +78,22 @@ class ModuleSubject:
     ):
         self.module, self.inputs, self.targets, self.loss = copy.deepcopy(module), inputs, targets, loss
         self.start = copy.deepcopy(module.state_dict())
-        self.make, self.path = optimizer, "torch.compile" if compiled else "eager"
+        self.path = "torch.compile" if compiled else "eager"
         self.device = next(costs.tensors_of((list(module.parameters()), list(inputs)))).device
-        self.objective = torch.compile(self._objective, dynamic=False) if compiled else self._objective
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = optimizer(parameters) if parameters else None
+        self.objective: Callable[[], Tensor] = self._objective
+        self.update: Callable[[], object] = self.optimizer.step if self.optimizer else nothing
+        if compiled:
+            self.objective = torch.compile(self.objective, dynamic=False)
+            self.update = torch.compile(self.update)  # type: ignore[assignment]
         self.reset()
 
     def reset(self) -> None:
         self.module.load_state_dict(self.start)
         self.module.zero_grad()
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = self.make(parameters) if parameters else None
-        if self.optimizer and self.path == "torch.compile":
-            self.optimizer.step = torch.compile(self.optimizer.step)  # type: ignore
+        if self.optimizer:
+            self.optimizer.state.clear()
         torch.manual_seed(0)  # of what is drawn within
 
     def _objective(self) -> Tensor:
@@ -100,10 +108,9 @@ class ModuleSubject:
         if loss.requires_grad:
             with _ranges.named("backward"):
                 loss.backward()
-        if self.optimizer:
-            with _ranges.named("update"):
-                self.optimizer.step()
-            self.optimizer.zero_grad()
+        with _ranges.named("update"):
+            self.update()
+        self.module.zero_grad()
 
     def run(self, steps: int) -> list[float]:
         losses = []
@@ -122,3 +129,34 @@ class ModuleSubject:
                 take(loss, "loss")
             self._finish(loss)
         self.reset()
+
+
+def peers_of(
+    model: Model | SimpleLinearRegression, x: Tensor, y: Tensor, lr: float, compile: bool
+) -> dict[str, Subject]:
+    """The same steps by torch.nn, eager and compiled. Raises TypeError for what torch.nn has no module or loss for."""
+    if isinstance(model, SimpleLinearRegression):
+        net: nn.Module = nn.Linear(1, 1, device=model.w.device, dtype=model.w.dtype)
+        with torch.no_grad():
+            net.weight.copy_(model.w.unsqueeze(-1)), net.bias.copy_(model.b)  # type: ignore
+        loss: nn.Module = nn.MSELoss()
+        x, y = x.unsqueeze(-1), y.unsqueeze(-1)
+    else:
+        net, kind = model.to_torch(), original(model.loss_f)
+        if kind not in (MSE, CrossEntropy):
+            raise TypeError(f"loss_f is {model.loss_f!r}, which torch.nn has no module for")
+        loss = nn.MSELoss() if kind is MSE else nn.CrossEntropyLoss()
+        if isinstance(model.loss_f, CrossEntropy) and model.loss_f.probabilities:
+            if not isinstance(net[-1], nn.Softmax):
+                raise TypeError("loss_f takes probabilities that no last Softmax makes; torch.nn's takes scores")
+            net = net[:-1]
+    return torch_subjects(net, (x,), y, loss, partial(torch.optim.SGD, lr=lr), compile)
+
+
+def torch_subjects(
+    net: nn.Module, inputs: tuple[Any, ...], targets: Any, loss: Any, optimizer: Optimizer, compile: bool
+) -> dict[str, Subject]:
+    found: dict[str, Subject] = {"torch eager": ModuleSubject(net, inputs, targets, loss, optimizer)}
+    if compile:
+        found["torch.compile"] = ModuleSubject(net, inputs, targets, loss, optimizer, compiled=True)
+    return found

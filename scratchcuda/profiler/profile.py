@@ -1,0 +1,168 @@
+"""Profiles a training step: where its time goes, and compared with what."""
+
+import copy
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import scratchcuda
+from scratchcuda import _backend
+from scratchcuda.linear_regression import SimpleLinearRegression
+from scratchcuda.model import Model
+from scratchcuda.nn import revert
+from scratchcuda.profiler import ceilings, kernels, race
+from scratchcuda.profiler.ceilings import Ceilings
+from scratchcuda.profiler.clocks import Clock, clock_of
+from scratchcuda.profiler.measure import Row, measure
+from scratchcuda.profiler.record import Ranges, Recorder
+from scratchcuda.profiler.subjects import FitSubject, ModuleSubject, Optimizer, Subject, peers_of, torch_subjects
+
+#: The name of what is profiled among its peers.
+THIS = "this"
+
+
+@dataclass
+class Profile:
+    """What :func:`profile` found. Times are seconds.
+
+    Attributes:
+        title: of what was profiled.
+        dtype: of its parameters.
+        path: what served the step: a path of Model.fit, or "eager".
+        facts: the device, versions and settings.
+        ceilings: what the device can do at most.
+        rows: one for each op of each layer in each phase, in order of time.
+        steps: whole steps of this and its peers, by name.
+        trace: a step in Chrome's trace format.
+        notices: what is missing, and why.
+    """
+
+    title: str
+    dtype: str
+    path: str
+    facts: dict[str, str]
+    ceilings: Ceilings
+    rows: list[Row]
+    steps: dict[str, race.Step]
+    trace: dict[str, Any]
+    notices: list[str]
+
+    @property
+    def in_ops(self) -> float:
+        """Seconds of a step within its ops, warm; what remains of the step is overhead between them."""
+        return sum(row.calls * row.warm[1] for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the trace, for JSON, with rates and shares."""
+        found = asdict(replace(self, trace={}))
+        del found["trace"]
+        for row, of in zip(self.rows, found["rows"], strict=True):
+            most = self.ceilings.flops.get(row.dtype)
+            of |= {"bytes a second": row.bandwidth, "FLOPs a second": row.rate, "of floor": row.floor / row.cold[1]}
+            of |= {"of copy": row.bandwidth / self.ceilings.bandwidth, "of products": most and row.rate / most}
+        return found | {"seconds in ops": self.in_ops}
+
+
+def profile(
+    model: Model | SimpleLinearRegression | nn.Module,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    optimizer: Optimizer | None = None,
+    lr: float = 0.01,
+    compile: bool = True,
+    title: str = "",
+    samples: int = 15,
+    clock: Clock | None = None,
+    limits: Ceilings | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Profile:
+    """Profile a training step of one batch. Model and data stay as they are.
+
+    Args:
+        model: one of our models, or any torch.nn.Module.
+        inputs: of a batch: of our models x, as fit takes it; of a module its argument, or a tuple of arguments.
+        targets: of a batch; fit's y, or what the loss takes.
+        loss: of a module's outputs and the targets -> (); the mean square of the outputs if None.
+        optimizer: of a module, from its parameters; SGD if None, scratchcuda's if the module has layers of ours.
+        lr: learning rate of fit, or of SGD.
+        compile: whether to compare with torch.compile, which takes seconds for each distinct op of ours.
+        title: of the report.
+        samples: measurements of each time.
+        clock, limits: of the device; made or measured if None.
+        progress: told how many of the ops are measured.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, as fit or the module raise them.
+    """
+    subject, others, notices = _subjects(model, inputs, targets, loss, optimizer, lr, compile)
+    clock = clock or clock_of(subject.device, samples)
+    limits = limits or ceilings.of(clock)
+    notices += kernels.notices(subject.device)
+    with Recorder(Ranges()) as recorder:
+        subject.show(recorder.ranges)
+    calls = {call.kind: call for call in recorder.calls}
+    runs = [partial(call.op, *call.args, **call.kwargs) for call in calls.values()]
+    with torch.no_grad():
+        launched = kernels.launched(runs, subject.device)
+    if subject.device.type == "cuda" and not any(launched):
+        notices.append("CUPTI has delivered no kernels: another profiler has it, or the driver refuses it")
+    measured = {}
+    for i, (call, found) in enumerate(zip(calls.values(), launched, strict=True)):
+        progress(i, len(calls))
+        measured[call.kind] = measure(call, found, clock, limits, compile)
+    rows = [replace(measured[c.kind], phase=c.phase, layer=c.layer, calls=c.count) for c in recorder.calls]
+    dtype = next(row.dtype for row in rows)
+    return Profile(
+        title or type(model).__name__,
+        dtype,
+        subject.path,
+        facts(clock),
+        limits,
+        rows,
+        race.race(others | {THIS: subject}, dtype, samples, least=0.02),
+        kernels.trace(partial(subject.show, Ranges()), subject.device),
+        notices,
+    )
+
+
+def _subjects(
+    model: Any, inputs: Any, targets: Any, loss: Any, optimizer: Optimizer | None, lr: float, compile: bool
+) -> tuple[Subject, dict[str, Subject], list[str]]:
+    """What is profiled, its peers, and why there are none."""
+    if isinstance(model, Model | SimpleLinearRegression):
+        if loss is not None or optimizer is not None:
+            raise TypeError(f"{'loss' if loss else 'optimizer'} is given, expected none: fit has the model's own")
+        subject = FitSubject(model, inputs, targets, lr)
+        try:
+            return subject, peers_of(model, inputs, targets, lr, compile), []
+        except TypeError as error:
+            return subject, {}, [f"There is no ratio to torch: {error}"]
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    net = copy.deepcopy(model)
+    reverted = revert(net)
+    is_ours = bool(reverted.swapped or reverted.fused)
+    theirs = optimizer or partial(torch.optim.SGD, lr=lr)
+    others = torch_subjects(net, arguments, targets, loss, theirs, compile)
+    if not is_ours:
+        return others.pop("torch eager"), others, []
+    ours = optimizer or partial(scratchcuda.optim.SGD, lr=lr)
+    return ModuleSubject(model, arguments, targets, loss, ours), others, []
+
+
+def facts(clock: Clock) -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "device": clock.name,
+        "backend": _backend.current,
+        "threads": str(torch.get_num_threads()),
+        "scratchcuda": scratchcuda.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,58 @@
+"""Shows a profile in the terminal, and writes it into files."""
+
+import base64
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from rich.console import Console
+from rich.table import Table
+
+from scratchcuda.profiler import plots
+from scratchcuda.profiler.profile import Profile
+from scratchcuda.profiler.tables import tables
+
+#: Columns of the terminal where the tables need no folding; used where the output is no terminal.
+WIDTH = 160
+
+
+def show(profile: Profile, console: Console | None = None) -> None:
+    """Print the tables and what is missing."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    console.print(f"[bold]{profile.title}[/bold], {profile.path}", highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in profile.facts.items()), highlight=False)
+    for text in tables(profile):
+        table = Table(*text.header, title=text.title, caption=text.note, title_justify="left", caption_justify="left")
+        for row in text.rows:
+            table.add_row(*row)
+        for column, value in zip(table.columns, text.rows[0], strict=True):
+            column.justify = "right" if value[:1].isdigit() and "x" not in value else "left"
+        console.print(table)
+    for notice in profile.notices:
+        console.print(f"[yellow]{notice}[/yellow]", highlight=False)
+
+
+def save(profile: Profile, folder: Path) -> list[Path]:
+    """Write profile.json, trace.json, roofline.png, step.png, and report.html, which holds all of them.
+
+    Args:
+        profile: what to write.
+        folder: is made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        "profile.json": json.dumps(profile.as_dict(), indent=1).encode(),
+        "trace.json": json.dumps(profile.trace).encode(),
+        "roofline.png": plots.png(plots.roofline(profile)),
+        "step.png": plots.png(plots.bars(profile)),
+    }
+    encoded = {name: base64.b64encode(content).decode() for name, content in found.items()}
+    template = Environment(loader=PackageLoader("scratchcuda.profiler", "."), autoescape=True).get_template(
+        "report.html"
+    )
+    html = template.render(profile=profile, tables=tables(profile), files=encoded)
+    for name, content in (found | {"report.html": html.encode()}).items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in (*found, "report.html")]
