@@ -86,7 +86,7 @@ class ModuleSubject:
         self.update: Callable[[], object] = self.optimizer.step if self.optimizer else nothing
         if compiled:
             self.objective = torch.compile(self.objective, dynamic=False)
-            self.update = torch.compile(self.update)  # type: ignore[assignment]
+            self.update = torch.compile(self.update)
         self.reset()
 
     def reset(self) -> None:
