@@ -1,5 +1,6 @@
 """Training beside torch.nn, from the same parameters on the same data, and how far the two are apart."""
 
+import itertools
 import platform
 import statistics
 import time
@@ -115,7 +116,7 @@ def network(
 
     def modules() -> list[nn.Module]:
         found: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
-        for inner, outer in zip(sizes[1:], sizes[2:], strict=False):
+        for inner, outer in itertools.pairwise(sizes[1:]):
             found += [*([kind()] if (kind := ACTIVATIONS[activation]) else []), nn.Linear(inner, outer)]
         return found
 
@@ -249,9 +250,10 @@ def fit_torch(
     lr: float,
     batch_size: int,
     valid: tuple[Tensor, Tensor] | None,
+    sgd: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
 ) -> Trajectory:
-    """The documents' training loop: torch.nn, eager, with torch.optim.SGD."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    """The documents' training loop: torch.nn, eager, with torch.optim.SGD or another optimizer of its arguments."""
+    optimizer = sgd(net.parameters(), lr=lr)
     losses = Trajectory([], [])
     for _ in range(epochs):
         steps = []
