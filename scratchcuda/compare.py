@@ -1,9 +1,10 @@
 """Training beside torch.nn, from the same parameters on the same data, and how far the two are apart."""
 
+import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,55 @@ def _real(load: Callable[..., Any], standardise_y: bool = False) -> Callable[[in
         return x[:train], y[:train], x[train:], y[train:]
 
     return data
+
+
+#: What stands between the products of :func:`network`.
+ACTIVATIONS: dict[str, type[nn.Module] | None] = {
+    "none": None,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def network(
+    sizes: Sequence[int], activation: str = "relu", batch_size: int = 64, batches: int = 4, epochs: int = 1
+) -> Workload:
+    """A multilayer perceptron on synthetic data: standard normal inputs, each target one of them, chosen at random.
+
+    Args:
+        sizes: features of the input, of each layer in between, and of the output; at least two.
+        activation: between the products, a key of :data:`ACTIVATIONS`.
+        batch_size: samples of a step, and of the validation.
+        batches: steps of an epoch.
+        epochs: of a fit.
+
+    Raises:
+        ValueError: with less than two sizes, one below 1, or another activation.
+    """
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes is {tuple(sizes)}, expected two or more of at least 1")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    n_in, n_out, train = sizes[0], sizes[-1], batches * batch_size
+
+    def data(seed: int) -> Arrays:
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((train + batch_size, n_in))
+        y = x[:, rng.integers(n_in, size=n_out)]
+        return x[:train], y[:train], x[train:], y[train:]
+
+    def modules() -> list[nn.Module]:
+        found: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
+        for inner, outer in itertools.pairwise(sizes[1:]):
+            found += [*([kind()] if (kind := ACTIVATIONS[activation]) else []), nn.Linear(inner, outer)]
+        return found
+
+    # The loss is a mean over n_out targets, and x' x / batch_size of normal inputs has eigenvalues up to the square
+    # (Marchenko and Pastur); with 1 for 0.05 a single layer would be at the edge of stability.
+    lr = 0.05 * n_out / (1 + (n_in / batch_size) ** 0.5) ** 2
+    title = f"multilayer perceptron {'-'.join(map(str, sizes))}, {activation}"
+    return Workload(title, data, modules, nn.MSELoss, epochs, lr, batch_size)
 
 
 def _mlp() -> list[nn.Module]:
@@ -200,9 +250,10 @@ def fit_torch(
     lr: float,
     batch_size: int,
     valid: tuple[Tensor, Tensor] | None,
+    sgd: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
 ) -> Trajectory:
-    """The documents' training loop: torch.nn, eager, with torch.optim.SGD."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    """The documents' training loop: torch.nn, eager, with torch.optim.SGD or another optimizer of its arguments."""
+    optimizer = sgd(net.parameters(), lr=lr)
     losses = Trajectory([], [])
     for _ in range(epochs):
         steps = []
@@ -244,7 +295,7 @@ class Pair:
         tensors = [array.to(dtype) if array.is_floating_point() else array for array in arrays]
         self.x, self.y, self.x_valid, self.y_valid = tensors
         self.scratch: Model | SimpleLinearRegression
-        if len(self.net) == 1:
+        if len(self.start) == 2 and self.start[0].numel() == 1:  # one weight and one bias
             self.scratch = SimpleLinearRegression(device, dtype)
         else:
             loss = CrossEntropy() if workload.loss is nn.CrossEntropyLoss else MSE()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scratchcuda import InputLayer, Model, RelU, SimpleLinearRegression, Softmax, Tanh
-from scratchcuda.compare import WORKLOADS, Pair, compare
+from scratchcuda.compare import WORKLOADS, Pair, compare, network
 from scratchcuda.metrics import mape
 
 #: The emulator takes ten seconds for each.
@@ -69,3 +69,19 @@ def test_every_workload_agrees(workload, dtype, usual_path):
     assert found.path == usual_path
     assert found.agrees, found.worst
     assert found.scratch.train[-1] != found.scratch.train[0]
+
+
+@pytest.mark.parametrize(("sizes", "activation"), [((1, 1), "relu"), ((5, 3), "none"), ((7, 8, 4), "tanh")])
+def test_networks_of_any_size_learn_as_torch(sizes, activation):
+    work = network(sizes, activation, batch_size=9, epochs=3)
+    pair = Pair(work, torch.get_default_device(), torch.float64, 0)
+    options = work.epochs, work.lr, work.batch_size
+    theirs, ours = pair.fit_torch(*options), pair.fit_scratch(*options)
+    assert ours.loss == pytest.approx(theirs.train, rel=1e-12)
+    assert theirs.train[-1] < 0.99 * theirs.train[0]
+
+
+@pytest.mark.parametrize(("sizes", "activation"), [((3,), "relu"), ((3, 0), "relu"), ((3, 3), "gelu")])
+def test_networks_that_there_are_not(sizes, activation):
+    with pytest.raises(ValueError, match="expected"):
+        network(sizes, activation)
