@@ -1,4 +1,4 @@
-"""The command line: ``scratchcuda compare`` and ``scratchcuda doctor``."""
+"""The command line."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from scratchcuda import __version__, doctor
 from scratchcuda.compare import Comparison, compare
+from scratchcuda.profiler.command import profile_command
 
 mpl.use("agg")
 from matplotlib import pyplot as plt  # the backend is chosen first
@@ -121,6 +122,9 @@ def compare_command(
         console.print(f"JSON: {json_file}")
     if not found.agrees:
         raise typer.Exit(1)
+
+
+app.command("profile")(profile_command)
 
 
 @app.command("doctor")

@@ -6,9 +6,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import Bbox
 
 from scratchcuda.profiler.measure import Row
 from scratchcuda.profiler.profile import Profile
+from scratchcuda.profiler.tables import engineering
 
 #: By phase: marker, hatch and shade, so that each is told apart in black and white.
 PHASES = {
@@ -20,8 +22,11 @@ PHASES = {
 }
 #: Bars of the most expensive rows; the others are one bar.
 BARS = 24
-#: Points of the roofline that are nearer than this (decades) share a label.
-NEAR = 0.12
+#: Points of the roofline that are nearer than this (pixels) share a label, which stands at one of these places beside
+#: the first (offset in points, and on which side of the text the point is).
+NEAR = 16
+PLACES = [((d, 0), "left") for d in (8, 20)] + [((-d, 0), "right") for d in (8, 20)]
+PLACES += [((0, d), "center") for d in (12, -12, 24, -24, 36, -36)]
 
 
 def png(figure: Figure) -> bytes:
@@ -40,46 +45,56 @@ def roofline(profile: Profile) -> Figure:
     ridge = max(ceilings.flops[dtype] for dtype in dtypes) / ceilings.bandwidth
     left = min([0.05, *(x / 2 for x, *_ in points)])
     right = max([4 * ridge, *(2 * x for x, *_ in points)])
-    for dtype in dtypes:
+    for dtype, line in zip(dtypes, ("-", "--", "-.", ":"), strict=False):
         rate = ceilings.flops[dtype]
         bend = rate / ceilings.bandwidth
-        axes.plot([left, bend, right], [left * ceilings.bandwidth, rate, rate], "k-", lw=1.5)
-        label = f"products, {dtype}: {EngFormatter('FLOP/s', places=0)(rate)}"
-        axes.annotate(label, (right, rate), (-4, 4), textcoords="offset points", ha="right", fontsize=9)
-    copy = f"copy: {EngFormatter('B/s', places=1)(ceilings.bandwidth)}"
-    axes.annotate(copy, (left, left * ceilings.bandwidth), (6, 14), textcoords="offset points", fontsize=9)
+        label = f"copy {EngFormatter('B/s', places=1)(ceilings.bandwidth)}, "
+        label += f"products in {dtype} {EngFormatter('FLOP/s', places=0)(rate)}"
+        axes.plot([left, bend, right], [left * ceilings.bandwidth, rate, rate], "k", ls=line, lw=1.5, label=label)
     for phase, (marker, _, color) in PHASES.items():
         of = [(x, y) for x, y, _, kind in points if kind == phase]
         if of:
             axes.plot(*zip(*of, strict=True), marker, color=color, mec="black", ms=8, ls="", label=phase)
-    _label(axes, [(x, y, i) for x, y, i, _ in points])
     axes.set(xscale="log", yscale="log", xlabel="intensity, FLOP / byte", ylabel="rate, FLOP/s", xlim=(left, right))
     axes.yaxis.set_major_formatter(EngFormatter())
     axes.set_title(f"{profile.title}\nroofline, cold, {profile.facts['device']}", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    figure.draw_without_rendering()  # so that there are pixels to compare
+    _label(axes, [(x, y, i) for x, y, i, _ in points])
     return figure
 
 
 def _label(axes: Axes, points: list[tuple[float, float, int]]) -> None:
-    """Numbers beside the points; points that lie on one another share a label, and no label covers another."""
-    from math import log10
-
-    groups: list[tuple[float, float, list[int]]] = []
-    for x, y, i in points:
-        near = (g for g in groups if abs(log10(g[0] / x)) < NEAR and abs(log10(g[1] / y)) < NEAR)
-        group = next(near, None)
-        if group is None:
-            groups.append((x, y, [i]))
+    """Numbers beside the points; points that lie on one another share a label, and no label covers another one."""
+    at = {i: (x, y) for x, y, i in points}
+    pixels = {i: axes.transData.transform(xy) for i, xy in at.items()}
+    groups: list[list[int]] = []
+    for i, (x, y) in pixels.items():
+        near = (g for g in groups if max(abs(pixels[g[0]][0] - x), abs(pixels[g[0]][1] - y)) < NEAR)
+        if (group := next(near, None)) is not None:
+            group.append(i)
         else:
-            group[2].append(i)
-    for x, y, numbers in groups:
-        axes.annotate(_listed(numbers), (x, y), (7, -3), textcoords="offset points", fontsize=8)
+            groups.append([i])
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in pixels.values()]
+    for group in groups:
+        texts = []
+        for offset, side in PLACES:
+            text = axes.annotate(
+                _listed(group), at[group[0]], offset, textcoords="offset points", ha=side, va="center", fontsize=8
+            )
+            texts.append((text.get_window_extent().count_overlaps(taken), text))
+        best = min(range(len(texts)), key=lambda place: texts[place][0])
+        for place, (_, text) in enumerate(texts):
+            if place == best:
+                taken.append(text.get_window_extent())
+            else:
+                text.remove()
 
 
 def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:6]))
-    return shown if len(numbers) <= 6 else f"{shown}, ..."
+    shown = ", ".join(map(str, numbers[:12]))
+    return shown if len(numbers) <= 12 else f"{shown}, ..."
 
 
 def bars(profile: Profile) -> Figure:
@@ -97,14 +112,14 @@ def bars(profile: Profile) -> Figure:
         _, hatch, color = PHASES.get(phase, ("", "", "white"))
         label = None if phase in seen or not phase else phase
         seen.add(phase)
-        axes.barh(place, 1e6 * seconds, color=color, hatch=hatch, edgecolor="black", lw=0.7, label=label)
-        axes.annotate(
-            f"{1e6 * seconds:.3g}", (1e6 * seconds, place), (3, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        axes.barh(place, seconds, color=color, hatch=hatch, edgecolor="black", lw=0.7, label=label)
+        text = engineering(seconds, "s")
+        axes.annotate(text, (seconds, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(lines)), [text for text, *_ in lines], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.1, y=0.01)
-    axes.set_xlabel("time of a step, warm, µs")
+    axes.margins(x=0.13, y=0.01)
+    axes.set_xlabel("time of a step, warm")
+    axes.xaxis.set_major_formatter(EngFormatter("s"))
     axes.set_title(f"{profile.title}\n{profile.path}, {profile.facts['device']}", fontsize=11)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
