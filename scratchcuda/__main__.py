@@ -12,7 +12,7 @@ def main() -> None:
     try:
         from scratchcuda.cli import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich", "matplotlib", "sklearn"):
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "matplotlib", "sklearn", "jinja2"):
             raise
         sys.exit(f"The command line needs {error.name}. Install scratchcuda with its extra: pip install '.[cli]'")
     app(prog_name="scratchcuda")

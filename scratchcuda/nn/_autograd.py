@@ -70,7 +70,7 @@ class _Activation(Function):
     def forward(ctx: Any, z: Tensor, name: str, dim: tuple[int, ...], kernels: str) -> Tensor:
         a: Tensor = getattr(_ops(kernels), name)(z, *dim)
         ctx.save_for_backward(a)
-        ctx.name, ctx.dim, ctx.kernels = name, dim, kernels
+        ctx.op, ctx.dim, ctx.kernels = name, dim, kernels
         ctx.set_materialize_grads(False)
         return a
 
@@ -79,7 +79,7 @@ class _Activation(Function):
         if delta is None:
             return None, None, None, None
         (a,) = ctx.saved_tensors
-        return getattr(_ops_of_backward(ctx.kernels), f"{ctx.name}_backward")(delta, a, *ctx.dim), None, None, None
+        return getattr(_ops_of_backward(ctx.kernels), f"{ctx.op}_backward")(delta, a, *ctx.dim), None, None, None
 
 
 class _Loss(Function):
@@ -87,7 +87,7 @@ class _Loss(Function):
     def forward(ctx: Any, y_pred: Tensor, y_true: Tensor, name: str, options: tuple[int, ...], kernels: str) -> Tensor:
         value, gradient = getattr(_ops(kernels), name)(y_pred, y_true, *options)
         ctx.save_for_backward(y_pred, y_true, gradient)
-        ctx.name, ctx.options, ctx.kernels = name, options, kernels
+        ctx.op, ctx.options, ctx.kernels = name, options, kernels
         ctx.set_materialize_grads(False)
         return value
 
@@ -98,7 +98,7 @@ class _Loss(Function):
         y_pred, y_true, gradient = ctx.saved_tensors
         ops = _ops_of_backward(ctx.kernels)
         if ops is tensor_ops:  # as a function of the predictions
-            gradient = getattr(ops, ctx.name)(y_pred, y_true, *ctx.options)[1]
+            gradient = getattr(ops, ctx.op)(y_pred, y_true, *ctx.options)[1]
         return gradient * delta, None, None, None, None
 
 

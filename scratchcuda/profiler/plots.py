@@ -1,6 +1,7 @@
 """The plots of a profile: its roofline, and where the step's time goes."""
 
 from io import BytesIO
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -22,11 +23,12 @@ PHASES = {
 }
 #: Bars of the most expensive rows; the others are one bar.
 BARS = 24
-#: Points of the roofline that are nearer than this (pixels) share a label, which stands at one of these places beside
-#: the first (offset in points, and on which side of the text the point is).
+#: Points of the roofline that are nearer than this (pixels) share a label, which stands at one of these places around
+#: the first (offset in points, and the side of the text that is next to the point).
 NEAR = 16
-PLACES = [((d, 0), "left") for d in (8, 20)] + [((-d, 0), "right") for d in (8, 20)]
-PLACES += [((0, d), "center") for d in (12, -12, 24, -24, 36, -36)]
+SIDES = {(1.0, 0.0): "left", (-1.0, 0.0): "right", (0.0, 1.0): "center", (0.0, -1.0): "center"}
+SIDES |= {(0.7, 0.7): "left", (-0.7, 0.7): "right", (0.7, -0.7): "left", (-0.7, -0.7): "right"}
+PLACES = [((d * x, d * y), side) for d in (9, 20, 32, 46, 62) for (x, y), side in SIDES.items()]
 
 
 def png(figure: Figure) -> bytes:
@@ -78,23 +80,27 @@ def _label(axes: Axes, points: list[tuple[float, float, int]]) -> None:
             groups.append([i])
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in pixels.values()]
     for group in groups:
-        texts = []
+        place: dict[str, Any] = {
+            "text": _listed(group),
+            "xy": at[group[0]],
+            "textcoords": "offset points",
+            "va": "center",
+            "fontsize": 8,
+        }
+        crowds: list[tuple[int, int, Bbox]] = []
         for offset, side in PLACES:
-            text = axes.annotate(
-                _listed(group), at[group[0]], offset, textcoords="offset points", ha=side, va="center", fontsize=8
-            )
-            texts.append((text.get_window_extent().count_overlaps(taken), text))
-        best = min(range(len(texts)), key=lambda place: texts[place][0])
-        for place, (_, text) in enumerate(texts):
-            if place == best:
-                taken.append(text.get_window_extent())
-            else:
-                text.remove()
+            text = axes.annotate(xytext=offset, ha=side, **place)
+            crowds.append((text.get_window_extent().count_overlaps(taken), len(crowds), text.get_window_extent()))
+            text.remove()
+        _, best, box = min(crowds, key=lambda crowd: crowd[:2])
+        offset, side = PLACES[best]
+        axes.annotate(xytext=offset, ha=side, arrowprops={"arrowstyle": "-", "lw": 0.5, "shrinkB": 4}, **place)
+        taken.append(box)
 
 
 def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:12]))
-    return shown if len(numbers) <= 12 else f"{shown}, ..."
+    shown = ", ".join(map(str, numbers[:6]))
+    return shown if len(numbers) <= 6 else f"{shown}, ..."
 
 
 def bars(profile: Profile) -> Figure:

@@ -105,6 +105,8 @@ def profile(
     clock = clock or clock_of(subject.device, samples)
     limits = limits or ceilings.of(clock)
     notices += kernels.notices(subject.device)
+    if _backend.current == "emulator":
+        notices.append("The emulator has run the kernels: times of theirs tell nothing of a GPU")
     with Recorder(Ranges()) as recorder:
         subject.show(recorder.ranges)
     calls = {call.kind: call for call in recorder.calls}
@@ -116,8 +118,12 @@ def profile(
     measured = {}
     for i, (call, found) in enumerate(zip(calls.values(), launched, strict=True)):
         progress(i, len(calls))
-        measured[call.kind] = measure(call, found, clock, limits, compile)
-    rows = [replace(measured[c.kind], phase=c.phase, layer=c.layer, calls=c.count) for c in recorder.calls]
+        try:
+            measured[call.kind] = measure(call, found, clock, limits, compile)
+        except RuntimeError as error:  # such as what cannot be captured in a CUDA graph
+            notices.append(f"{call.name} is left out: {str(error).splitlines()[0]}")
+    known = [call for call in recorder.calls if call.kind in measured]
+    rows = [replace(measured[c.kind], phase=c.phase, layer=c.layer, calls=c.count) for c in known]
     dtype = next(row.dtype for row in rows)
     return Profile(
         title or type(model).__name__,
@@ -139,9 +145,10 @@ def _subjects(
     if isinstance(model, Model | SimpleLinearRegression):
         if loss is not None or optimizer is not None:
             raise TypeError(f"{'loss' if loss else 'optimizer'} is given, expected none: fit has the model's own")
-        subject = FitSubject(model, inputs, targets, lr)
+        x, y = (data if isinstance(data, Tensor) else _as_tensor(data, model) for data in (inputs, targets))
+        subject = FitSubject(model, x, y, lr)
         try:
-            return subject, peers_of(model, inputs, targets, lr, compile), []
+            return subject, peers_of(model, x, y, lr, compile), []
         except TypeError as error:
             return subject, {}, [f"There is no ratio to torch: {error}"]
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -154,6 +161,12 @@ def _subjects(
         return others.pop("torch eager"), others, []
     ours = optimizer or partial(scratchcuda.optim.SGD, lr=lr)
     return ModuleSubject(model, arguments, targets, loss, ours), others, []
+
+
+def _as_tensor(data: Any, model: Model | SimpleLinearRegression) -> Tensor:
+    """As fit converts what is no tensor."""
+    made = torch.as_tensor(data, device=model.device)
+    return made.to(model.dtype) if made.is_floating_point() else made
 
 
 def facts(clock: Clock) -> dict[str, str]:

@@ -66,7 +66,7 @@ def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str],
         nodes = [tensor.grad_fn for tensor in costs.tensors_of(outputs)]
         while nodes:
             node = nodes.pop()
-            if node is None or node in seen or node.name().endswith("AccumulateGrad"):
+            if node is None or node in seen or type(node).__name__ == "AccumulateGrad":
                 continue
             seen.add(node)
             handles.append(node.register_prehook(lambda grads: ranges.push("backward", name)))

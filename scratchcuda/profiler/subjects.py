@@ -45,6 +45,7 @@ class FitSubject:
 
     def __init__(self, model: Model | SimpleLinearRegression, x: Tensor, y: Tensor, lr: float):
         self.model, self.x, self.y, self.lr = copy.deepcopy(model), x, y, lr
+        self.data: dict[int, list[Tensor]] = {}  # for so many steps: a captured step knows where its data are
         self.start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.device = x.device
         self.path = self._fit(copy.deepcopy(model), 1).path
@@ -60,7 +61,9 @@ class FitSubject:
             self._fit(copy.deepcopy(self.model), 1)  # a graph plan runs the first step of a model eagerly
 
     def _fit(self, model: Model | SimpleLinearRegression, steps: int) -> Any:
-        x, y = (data.repeat(steps, *[1] * (data.dim() - 1)) for data in (self.x, self.y))
+        if steps not in self.data:
+            self.data[steps] = [data.repeat(steps, *[1] * (data.dim() - 1)) for data in (self.x, self.y)]
+        x, y = self.data[steps]
         return model.fit(x, y, 1, self.lr, len(self.x), verbose=False)
 
 
@@ -150,7 +153,7 @@ def peers_of(
             if not isinstance(net[-1], nn.Softmax):
                 raise TypeError("loss_f takes probabilities that no last Softmax makes; torch.nn's takes scores")
             net = net[:-1]
-    return torch_subjects(net, (x,), y, loss, partial(torch.optim.SGD, lr=lr), compile)
+    return torch_subjects(net.to(x.device), (x,), y, loss, partial(torch.optim.SGD, lr=lr), compile)
 
 
 def torch_subjects(

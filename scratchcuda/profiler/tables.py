@@ -89,7 +89,10 @@ def _steps(profile: Profile) -> Text:
 
 
 def _step(name: str, step: Step) -> list[str]:
-    ratios = ["none: other losses", ""] if step.ratio is None else [ratio(step.ratio), spread(step.ratio, 1)[1]]
+    if name == "torch eager":
+        ratios = ["1", ""]
+    else:
+        ratios = ["none: other losses", ""] if step.ratio is None else [ratio(step.ratio), spread(step.ratio, 1)[1]]
     return [name, step.path, *spread(step.seconds, 1e6), *ratios, f"{step.difference:.0e}"]
 
 

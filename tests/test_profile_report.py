@@ -1,0 +1,147 @@
+"""What a profile is shown as: tables, plots, files, and the command line."""
+
+import io
+import itertools
+import json
+
+import pytest
+from matplotlib.text import Text
+from rich.console import Console
+from typer.testing import CliRunner
+
+from scratchcuda.cli import app
+from scratchcuda.profiler import Profile, ceilings, plots, report
+from scratchcuda.profiler.ceilings import Ceilings
+from scratchcuda.profiler.kernels import Kernel
+from scratchcuda.profiler.measure import Row
+from scratchcuda.profiler.race import Step
+from scratchcuda.profiler.tables import tables
+
+pytestmark = pytest.mark.backends("tensor")
+LIMITS = Ceilings("a device", {}, 1e12, dict.fromkeys(ceilings.DTYPES, 1e13), 1e-6)
+KERNEL = Kernel("matmul<float>", [2, 1, 1], [256, 1, 1], 64, 4096, 0.5)
+
+
+def row(i, warm=2e-5, flops=None):
+    """Some of them lie on one another in the roofline, some beside one another."""
+    return Row(
+        phase=list(plots.PHASES)[i % 5],
+        layer=f"{i} Dense",
+        op="mm.out",
+        calls=2,
+        shapes=[[8, 16], []],
+        dtype="float32",
+        warm=[0.5 * warm, warm, 2 * warm],
+        cold=[3e-5, 4e-5 * (1 + i % 4), 5e-4],
+        host=[1e-6] * 3,
+        flops=1000 * (1 + i % 7) ** 2 if flops is None else flops,
+        bytes=4000 * (1 + i % 3),
+        kernels=[KERNEL],
+        floor=1e-5,
+        limit="memory",
+        error=1e-7,
+        eager=[0.9, 1.0, 1.1],
+        compiled=[2.0, 2.1, 2.2],
+    )
+
+
+def made(rows):
+    steps = {"torch eager": Step("eager", [8e-5, 9e-5, 1e-4], 0.0, [1.0, 1.0, 1.0])}
+    steps["this"] = Step("graph plan", [4e-5, 5e-5, 6e-5], 1e-7, [1.5, 1.8, 2.0])
+    steps["wrong"] = Step("eager", [4e-5, 5e-5, 6e-5], 0.5, None)
+    facts, notices = {"device": "a device"}, ["Something is missing"]
+    return Profile("a network", "float32", "graph plan", facts, LIMITS, rows, steps, {"traceEvents": []}, notices)
+
+
+def test_tables():
+    times, work, steps, kernels = tables(made([row(0, warm=1e-5), row(1, warm=3e-5)]))
+    assert [line[times.header.index("share")] for line in times.rows] == ["25.0%", "75.0%"]
+    assert times.rows[0][5:7] == ["10", "5 to 20"]
+    assert work.rows[0][3:6] == ["1 k", "4 kB", "25 M"]  # 1000 FLOP and 4000 bytes in 40 us
+    assert [work.rows[0][work.header.index(f"{who} / this")] for who in ("eager", "compile")] == ["a tie", "2.10"]
+    assert [line[4] for line in steps.rows] == ["1", "1.80", "none: other losses"]
+    assert kernels.rows[0] == ["1", "matmul<float>", "2x1x1", "256x1x1", "64", "4096", "50%"]
+    assert "within the step they run faster" in steps.note  # 80 us of ops in 50 us
+
+
+def test_the_terminal_shows_all_of_it():
+    console = Console(record=True, width=200, file=io.StringIO())
+    report.show(made([row(0)]), console)
+    shown = console.export_text()
+    assert all(text in shown for text in ("a network", "Something is missing", "matmul<float>", "limited by"))
+
+
+@pytest.mark.parametrize("count", [1, 14, 60])
+def test_no_label_of_the_plots_covers_another(count):
+    profile = made([row(i, warm=1e-6 * (1 + i)) for i in range(count)])
+    roofline, bars = plots.roofline(profile), plots.bars(profile)
+    for figure in (roofline, bars):
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        boxes = [Text.get_window_extent(text) for text in (*axes.texts, *axes.get_yticklabels()) if text.get_text()]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert axes.get_xlabel()
+    assert "FLOP / byte" in roofline.axes[0].get_xlabel()
+    numbers = sorted(int(n) for text in roofline.axes[0].texts for n in text.get_text().split(", ") if n != "...")
+    assert numbers == list(range(1, count + 1))
+    assert len(bars.axes[0].patches) == min(count, plots.BARS + 1)
+
+
+def test_ops_without_flops_are_not_in_the_roofline():
+    assert [text.get_text() for text in plots.roofline(made([row(0, flops=0), row(1)])).axes[0].texts] == ["2"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["profile", *arguments])
+
+
+@pytest.mark.parametrize("what", [["slr"], ["--sizes", "3,4,2", "--batch", "5", "--dtype", "bfloat16"]])
+def test_the_command_writes_a_report(what, tmp_path, monkeypatch):
+    monkeypatch.setattr(ceilings, "of", lambda clock: LIMITS)
+    found = run(*what, "--samples", "2", "--no-compile", "--out", str(tmp_path / "out"))
+    assert found.exit_code == 0, found.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "profile.json",
+        "trace.json",
+        "roofline.png",
+        "step.png",
+        "report.html",
+    }
+    profile = json.loads((tmp_path / "out/profile.json").read_text())
+    assert profile["rows"]
+    assert all(of["bytes a second"] > 0 and of["of floor"] > 0 for of in profile["rows"])
+    assert profile["steps"]["this"]["ratio"]
+    names = {event.get("name") for event in json.loads((tmp_path / "out/trace.json").read_text())["traceEvents"]}
+    assert {"step", "loss"} <= names
+    assert what == ["slr"] or {"forward 0 Dense", "backward 1 Dense", "update 0 Dense"} <= names
+    html = (tmp_path / "out/report.html").read_text()
+    assert html.count("data:image/png;base64,iVBOR") == 2
+    assert 'src="http' not in html
+    assert profile["title"] in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a workload or --sizes"),
+        (["slr", "--sizes", "3,3"], "and not both"),
+        (["--sizes", "3,x"], "invalid literal"),
+        (["--sizes", "3,3", "--activation", "gelu"], "expected one of none, relu"),
+        (["slr", "--batch", "1000"], "1000 is more than the 100 samples"),
+        (["slr", "--device", "nowhere"], "nowhere"),
+        (["slr", "--out", __file__], "expected a folder"),
+    ],
+)
+def test_the_command_says_what_does_not_fit(arguments, message):
+    found = run(*arguments)
+    assert found.exit_code == 2
+    assert message in " ".join(found.output.replace("│", " ").split())
+
+
+def test_nsight(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["scratchcuda", "profile", "mlp", "--ncu", "--nsys", "--device", "cuda"])
+    ncu, nsys = run("mlp", "--ncu", "--nsys", "--device", "cuda").output.splitlines()
+    assert ncu.startswith("ncu ")
+    assert nsys.startswith("nsys profile ")
+    assert ncu.endswith(" scratchcuda profile mlp --device cuda --steps-only 3")
+    assert run("mlp", "--steps-only", "2").exit_code == 0

@@ -1,0 +1,261 @@
+"""The profiler: what it records, what it measures of calls that are known, and what it writes."""
+
+import copy
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import register_flop_formula
+
+import scratchcuda
+from scratchcuda import CrossEntropy, Dense, InputLayer, Model, ReLU, SimpleLinearRegression, Softmax, Tanh, _ranges
+from scratchcuda.costs import Cost
+from scratchcuda.profiler import ceilings, kernels, measure, profile, race
+from scratchcuda.profiler.ceilings import Ceilings
+from scratchcuda.profiler.clocks import HostClock
+from scratchcuda.profiler.record import Call, Ranges, Recorder, copied
+from scratchcuda.profiler.subjects import FitSubject, ModuleSubject
+
+pytestmark = pytest.mark.backends("tensor")
+
+#: Round numbers: 1 GB/s, 1 GFLOP/s, 1 ms a call.
+LIMITS = Ceilings("a device", {}, 1e9, dict.fromkeys(ceilings.DTYPES, 1e9), 1e-3)
+SGD = partial(torch.optim.SGD, lr=0.1)
+torch.manual_seed(0)
+X, Y = torch.randn(20, 6), torch.randn(20, 3)
+
+
+@pytest.fixture(scope="module")
+def clock():
+    return HostClock(samples=3, least=1e-4, flushed=1 << 16)
+
+
+def mlp(*layers):
+    return Model([InputLayer(6), *(layers or (Dense(8, Tanh()), Dense(7), ReLU(), Dense(3)))])
+
+
+def recorded(subject):
+    with Recorder(Ranges()) as recorder:
+        subject.show(recorder.ranges)
+    return recorder.calls
+
+
+def places(calls):
+    """The phases and layers that anything was done in, in order."""
+    return list(dict.fromkeys((call.phase, call.layer) for call in calls))
+
+
+NAMES = ["0 Dense", "1 Dense", "2 ReLU", "3 Dense"]
+FIT = [("forward", name) for name in NAMES] + [("loss", "")]
+BACK = [("backward", "3 Dense"), ("update", "3 Dense"), ("backward", "2 ReLU"), ("backward", "1 Dense")]
+BACK += [("update", "1 Dense"), ("backward", "0 Dense"), ("update", "0 Dense")]
+
+
+def test_a_plan_tells_phases_and_layers():
+    assert places(recorded(FitSubject(mlp(), X, Y, 0.1))) == FIT + BACK
+
+
+@pytest.mark.backends("emulator")
+def test_the_graph_plan_tells_phases_and_layers():
+    calls = recorded(FitSubject(mlp(), X, Y, 0.1))
+    fused = [("backward", "2 ReLU"), ("backward", "0 Dense")]  # with the product of the layer above
+    places_there = [place for place in FIT + BACK if place not in fused]
+    assert places(calls) == [("batch", ""), *places_there]
+    assert {call.name for call in calls if call.phase == "update"} == {"scratchcuda::dense_update_"}
+    found = kernels.launched([partial(call.op, *call.args, **call.kwargs) for call in calls], X.device)
+    assert all(len(kernel) == 1 for kernel in found)
+    assert all(name in found[i][0].name for i, name in ((0, "take_rows"), (1, "matmul")))
+
+
+def test_layers_of_ones_own_tell_phases_and_layers():
+    class Twice(Tanh):
+        def forward(self, z):
+            return 2 * super().forward(z)
+
+    calls = recorded(FitSubject(mlp(Dense(3, Twice())), X, Y, 0.1))
+    expected = [("forward", "0 Dense"), ("loss", ""), ("backward", "0 Dense"), ("update", "0 Dense")]
+    assert places(calls) == expected
+
+
+def test_regressions_tell_their_phases():
+    calls = recorded(FitSubject(SimpleLinearRegression(), X[:, 0], Y[:, 0], 0.1))
+    assert places(calls) == [("loss", ""), ("update", "")]  # the plan has the target in its product
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.backends("tensor", "emulator")
+def test_modules_tell_phases_and_layers(ours):
+    net = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 3)))
+    if ours:
+        scratchcuda.nn.convert(net)
+    calls = recorded(ModuleSubject(net, (X,), Y, nn.MSELoss(), SGD))
+    names = ["0 Linear", "1.0 Tanh", "1.1 Linear"]
+    expected = [*(("forward", name) for name in names), ("loss", ""), *(("backward", name) for name in reversed(names))]
+    assert [place for place in places(calls) if place[1] or place[0] == "loss"][: len(expected)] == [
+        *expected[:4],
+        ("backward", "loss"),
+        *expected[4:-1],
+    ]
+    assert places(calls)[-2:] == [expected[-1], ("update", "")]
+
+
+def test_without_a_listener_ranges_are_nothing():
+    assert _ranges.bound("forward", "", test_a_plan_tells_phases_and_layers) is test_a_plan_tells_phases_and_layers
+    layers = enumerate([Dense(3)])
+    assert _ranges.each("forward", layers) is layers
+
+
+def test_calls_keep_what_they_were_called_with():
+    expanded = torch.randn(3).expand(2, 3)
+    made = copied([X.T, expanded, X.T])
+    assert torch.equal(made[0], X.T)
+    assert made[0].stride() == X.T.stride()
+    assert made[1].stride() == (0, 1)
+    assert made[0] is made[2]
+    assert made[0].data_ptr() != X.data_ptr()
+
+
+library = torch.library.Library("profiled", "DEF")
+library.define("nap(Tensor x, float seconds) -> Tensor")
+
+
+@torch.library.impl(library, "nap", "CPU")
+def nap(x, seconds):
+    time.sleep(seconds)
+    return x.clone()
+
+
+register_flop_formula(torch.ops.profiled.nap)(lambda shape, seconds, out_shape=None, **kwargs: 10 * shape.numel())
+
+
+@pytest.mark.parametrize("seconds", [0.004, 0.012])
+def test_a_call_of_known_time_bytes_and_flops(clock, seconds):
+    x = torch.randn(1000, dtype=torch.float64)
+    net = nn.Module()
+    net.forward = lambda x: torch.ops.profiled.nap(x, seconds)
+    with torch.no_grad():
+        call = recorded(ModuleSubject(net, (x,), None, None, SGD))[0]
+    assert call.cost == Cost(10_000, 0, 16_000)
+    row = measure.measure(call, [], clock, LIMITS, compile=False)
+    for times in (row.warm, row.cold):
+        assert seconds <= times[0] <= times[1] <= 1.5 * seconds + 0.005  # a loaded machine wakes late
+    assert row.bandwidth == 16_000 / row.cold[1]
+    assert row.rate == 10_000 / row.cold[1]
+
+
+@pytest.mark.parametrize(
+    ("moved", "flops", "launches", "expected"),
+    [
+        (4_000_000, 10, 1, (4e-3, "memory")),
+        (10, 5_000_000, 1, (5e-3, "arithmetic")),
+        (10, 10, 2, (2e-3, "launch latency")),
+    ],
+)
+def test_what_limits_a_call(moved, flops, launches, expected):
+    assert LIMITS.floor(moved, flops, torch.float32, launches) == expected
+
+
+@pytest.mark.backends("emulator")
+def test_errors_against_the_oracle(monkeypatch):
+    x, w, b = torch.randn(5, 7), torch.randn(7, 3), torch.randn(3)
+    op = scratchcuda._emulator.current().ops.dense.default
+    call = Call("forward", "", op, (x, w, b, "none"), {}, Cost(1, 1, 1), ())
+    assert 0 < measure.error_of(call) < 1e-6
+    right = scratchcuda.tensor_ops.dense
+    monkeypatch.setattr(scratchcuda.tensor_ops, "dense", lambda *args: 1.01 * right(*args))
+    assert measure.error_of(call) == pytest.approx(0.01 / 1.01, rel=1e-3)
+    update = Call("update", "", torch.ops.aten.add_.Tensor, (x, x), {}, Cost(1, 1, 1), ())
+    assert measure.error_of(update) < 1e-7  # of what is written
+    assert torch.equal(update.args[0], x)
+
+
+def test_steps_with_other_losses_get_no_ratio():
+    net = nn.Linear(6, 3)
+    subjects = {
+        name: ModuleSubject(net, (X,), Y, nn.MSELoss(), partial(torch.optim.SGD, lr=lr))
+        for name, lr in (("torch eager", 0.1), ("the same", 0.1), ("wrong", 0.101))
+    }
+    found = race.race(subjects, "float32", samples=3, least=1e-4)
+    assert [name for name, step in found.items() if step.ratio] == ["torch eager", "the same"]
+    assert found["the same"].difference == 0 < found["wrong"].difference
+
+
+@pytest.mark.parametrize(
+    "model",
+    [mlp(), mlp(Dense(3, Softmax())), SimpleLinearRegression(), nn.Linear(6, 3)],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_profile_leaves_all_as_it_was(model, clock):
+    x, y = (X[:, 0], Y[:, 0]) if isinstance(model, SimpleLinearRegression) else (X, Y)
+    before, data = copy.deepcopy(model.state_dict()), (x.clone(), y.clone())
+    found = profile(model, x, y, compile=False, clock=clock, limits=LIMITS, samples=3)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert torch.equal(x, data[0])
+    assert torch.equal(y, data[1])
+    assert found.rows
+    assert all(step.ratio for step in found.steps.values())
+    assert _ranges.listener is None
+
+
+def test_a_model_that_torch_has_no_modules_for(clock):
+    class Own(Tanh):
+        pass
+
+    found = profile(mlp(Dense(3, Own())), X, Y, clock=clock, limits=LIMITS, samples=3)
+    assert list(found.steps) == ["this"]
+    assert "There is no ratio to torch: layers[0]" in found.notices[0]
+
+
+@pytest.mark.backends("emulator")
+def test_ratios_of_our_ops(clock):
+    found = profile(mlp(Dense(3)), X, Y, compile=False, clock=clock, limits=LIMITS, samples=3)
+    assert found.path == "graph plan"
+    assert all(row.eager and row.kernels and row.error < 1e-6 for row in found.rows)
+
+
+def test_classes_by_a_last_softmax(clock):
+    model, y = mlp(Dense(3, Softmax())), torch.arange(20) % 3
+    model.loss_f = CrossEntropy(probabilities=True)
+    found = profile(model, X, y, compile=False, clock=clock, limits=LIMITS, samples=3)
+    assert found.steps["this"].ratio
+
+
+def test_ceilings_are_measured_once(tmp_path, monkeypatch, clock):
+    monkeypatch.setenv("SCRATCHCUDA_CACHE", str(tmp_path))
+    monkeypatch.setattr(ceilings, "measure", partial(ceilings.measure, copied=1 << 12, n=8))
+    first = ceilings.of(clock)
+    assert first.bandwidth > 0
+    assert set(first.flops) == set(ceilings.DTYPES)
+    monkeypatch.setattr(ceilings, "measure", None)
+    assert ceilings.of(clock) == first
+
+
+def event(kind, name, ts, dur=1.0, **args):
+    return {"ph": "X", "cat": kind, "name": name, "ts": ts, "dur": dur, "args": args}
+
+
+def test_kernels_of_a_trace():
+    of = {"registers per thread": 32, "shared memory": 1024, "grid": [2, 1, 1], "block": [256, 1, 1]}
+    events = [
+        event("user_annotation", "call 0", 0, 10),
+        event("user_annotation", "call 1", 20, 10),
+        event("cuda_runtime", "cudaLaunchKernel", 1, correlation=7),
+        event("cuda_driver", "cuLaunchKernelEx", 2, correlation=8),
+        event("cuda_runtime", "cudaLaunchKernel", 21, correlation=9),
+        event("kernel", "second", 6, correlation=8, **of),
+        event("kernel", "first", 5, correlation=7, **of, **{"est. achieved occupancy %": 50}),
+        event("kernel", "other", 25, correlation=9, **of),
+    ]
+    found = kernels.kernels_in(events, "call 0", {"second": 0.25})
+    assert [(k.name, k.occupancy, k.registers, k.shared_bytes) for k in found] == [
+        ("first", 0.5, 32, 1024),
+        ("second", 0.25, 32, 1024),
+    ]
+
+
+def test_another_profiler_is_told_of(monkeypatch):
+    assert kernels.notices(torch.device("cpu")) == []
+    monkeypatch.setenv("CUDA_INJECTION64_PATH", "/opt/nsight.so")
+    assert "CUDA_INJECTION64_PATH" in kernels.notices(torch.device("cuda"))[0]
