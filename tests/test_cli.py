@@ -93,9 +93,11 @@ def test_import_needs_torch_only():
 
 
 @pytest.mark.backends("tensor")  # its text speaks of the plan
-def test_readme_shows_true_code():
-    """Every Python block of the README runs, one after another."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/profiler.md"])
+def test_pages_show_true_code(page, tmp_path, monkeypatch):
+    """Every Python block of a page runs, one after another."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     namespace: dict = {}
     for block in blocks:

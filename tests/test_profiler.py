@@ -14,7 +14,7 @@ from scratchcuda import CrossEntropy, Dense, InputLayer, Model, ReLU, SimpleLine
 from scratchcuda.costs import Cost
 from scratchcuda.profiler import ceilings, kernels, measure, profile, race
 from scratchcuda.profiler.ceilings import Ceilings
-from scratchcuda.profiler.clocks import HostClock
+from scratchcuda.profiler.clocks import HostClock, clock_of
 from scratchcuda.profiler.record import Call, Ranges, Recorder, copied
 from scratchcuda.profiler.subjects import FitSubject, ModuleSubject
 
@@ -27,9 +27,9 @@ torch.manual_seed(0)
 X, Y = torch.randn(20, 6), torch.randn(20, 3)
 
 
-@pytest.fixture(scope="module")
-def clock():
-    return HostClock(samples=3, least=1e-4, flushed=1 << 16)
+@pytest.fixture
+def clock(backend):
+    return clock_of("cuda", samples=3) if backend == "kernels" else HostClock(samples=3, least=1e-4, flushed=1 << 16)
 
 
 def mlp(*layers):
@@ -57,7 +57,7 @@ def test_a_plan_tells_phases_and_layers():
     assert places(recorded(FitSubject(mlp(), X, Y, 0.1))) == FIT + BACK
 
 
-@pytest.mark.backends("emulator")
+@pytest.mark.backends("emulator", "kernels")
 def test_the_graph_plan_tells_phases_and_layers():
     calls = recorded(FitSubject(mlp(), X, Y, 0.1))
     fused = [("backward", "2 ReLU"), ("backward", "0 Dense")]  # with the product of the layer above
@@ -85,7 +85,7 @@ def test_regressions_tell_their_phases():
 
 
 @pytest.mark.parametrize("ours", [False, True])
-@pytest.mark.backends("tensor", "emulator")
+@pytest.mark.backends("tensor", "emulator", "kernels")
 def test_modules_tell_phases_and_layers(ours):
     net = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 3)))
     if ours:
@@ -182,12 +182,18 @@ def test_steps_with_other_losses_get_no_ratio():
     assert found["the same"].difference == 0 < found["wrong"].difference
 
 
-@pytest.mark.parametrize(
-    "model",
-    [mlp(), mlp(Dense(3, Softmax())), SimpleLinearRegression(), nn.Linear(6, 3)],
-    ids=lambda model: type(model).__name__,
-)
-def test_a_profile_leaves_all_as_it_was(model, clock):
+MODELS = {
+    "mlp": mlp,
+    "softmax": lambda: mlp(Dense(3, Softmax())),
+    "regression": SimpleLinearRegression,
+    "module": lambda: nn.Linear(6, 3),
+}
+
+
+@pytest.mark.backends("tensor", "kernels")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_profile_leaves_all_as_it_was(name, clock):
+    model = MODELS[name]()
     x, y = (X[:, 0], Y[:, 0]) if isinstance(model, SimpleLinearRegression) else (X, Y)
     before, data = copy.deepcopy(model.state_dict()), (x.clone(), y.clone())
     found = profile(model, x, y, compile=False, clock=clock, limits=LIMITS, samples=3)
@@ -208,11 +214,17 @@ def test_a_model_that_torch_has_no_modules_for(clock):
     assert "There is no ratio to torch: layers[0]" in found.notices[0]
 
 
-@pytest.mark.backends("emulator")
-def test_ratios_of_our_ops(clock):
+@pytest.mark.backends("emulator", "kernels")
+def test_ratios_and_kernels_of_our_ops(clock, backend):
     found = profile(mlp(Dense(3)), X, Y, compile=False, clock=clock, limits=LIMITS, samples=3)
     assert found.path == "graph plan"
-    assert all(row.eager and row.kernels and row.error < 1e-6 for row in found.rows)
+    assert all(row.eager and row.kernels and row.error < 1e-6 for row in found.rows), found.notices
+    resources = [(k.registers, k.occupancy) for row in found.rows for k in row.kernels]
+    if backend == "emulator":
+        assert set(resources) == {(None, None)}
+    else:
+        assert all(registers > 0 and 0 < occupancy <= 1 for registers, occupancy in resources)
+        assert all(row.host for row in found.rows)
 
 
 def test_classes_by_a_last_softmax(clock):

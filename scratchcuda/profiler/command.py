@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scratchcuda.compare import WORKLOADS, Pair, Workload, network
 from scratchcuda.linear_regression import SimpleLinearRegression
-from scratchcuda.profiler import kernels, profile, report
+from scratchcuda.profiler import kernels, profile
 from scratchcuda.profiler.record import Ranges
 from scratchcuda.profiler.subjects import FitSubject
 
@@ -91,9 +91,9 @@ def profile_command(
             samples=samples,
             progress=lambda done, total: bar.update(task, completed=done, total=total, description="ops"),
         )
-    report.show(found)
+    found.show()
     if out is not None:
-        typer.echo("\n".join(map(str, report.save(found, out))))
+        typer.echo("\n".join(map(str, found.save(out))))
 
 
 def _workload(workload: Profiled | None, sizes: str | None, activation: str, batch: int | None) -> Workload:

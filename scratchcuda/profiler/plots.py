@@ -87,15 +87,18 @@ def _label(axes: Axes, points: list[tuple[float, float, int]]) -> None:
             "va": "center",
             "fontsize": 8,
         }
-        crowds: list[tuple[int, int, Bbox]] = []
+        crowds: list[tuple[int, Bbox]] = []
         for offset, side in PLACES:
             text = axes.annotate(xytext=offset, ha=side, **place)
-            crowds.append((text.get_window_extent().count_overlaps(taken), len(crowds), text.get_window_extent()))
+            box = text.get_window_extent()
             text.remove()
-        _, best, box = min(crowds, key=lambda crowd: crowd[:2])
+            crowds.append((box.count_overlaps(taken), box))
+            if crowds[-1][0] == 0:
+                break
+        best = min(range(len(crowds)), key=lambda i: crowds[i][0])
         offset, side = PLACES[best]
         axes.annotate(xytext=offset, ha=side, arrowprops={"arrowstyle": "-", "lw": 0.5, "shrinkB": 4}, **place)
-        taken.append(box)
+        taken.append(crowds[best][1])
 
 
 def _listed(numbers: list[int]) -> str:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,33 @@ class Profile:
             of |= {"bytes a second": row.bandwidth, "FLOPs a second": row.rate, "of floor": row.floor / row.cold[1]}
             of |= {"of copy": row.bandwidth / self.ceilings.bandwidth, "of products": most and row.rate / most}
         return found | {"seconds in ops": self.in_ops}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "Profile":
+        """What :meth:`as_dict` has made; the trace is not in it."""
+        rows = [
+            Row(
+                **{name: of[name] for name in Row.__dataclass_fields__ if name != "kernels"},
+                kernels=[kernels.Kernel(**kernel) for kernel in of["kernels"]],
+            )
+            for of in found["rows"]
+        ]
+        steps = {name: race.Step(**step) for name, step in found["steps"].items()}
+        names = ("title", "dtype", "path", "facts", "notices")
+        limits = Ceilings(**found["ceilings"])
+        return cls(**{name: found[name] for name in names}, ceilings=limits, rows=rows, steps=steps, trace={})
+
+    def show(self) -> None:
+        """Print its tables; needs what pip install 'scratchcuda[cli]' brings, as save does."""
+        from scratchcuda.profiler import report
+
+        report.show(self)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write report.html, which holds all else: profile.json, trace.json, roofline.png, step.png."""
+        from scratchcuda.profiler import report
+
+        return report.save(self, Path(folder))
 
 
 def profile(
