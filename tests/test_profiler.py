@@ -227,6 +227,13 @@ def test_ratios_and_kernels_of_our_ops(clock, backend):
         assert all(row.host for row in found.rows)
 
 
+def test_sparse_tensors_are_left_out_and_named(clock):
+    net = nn.Embedding(9, 3, sparse=True)
+    found = profile(net, torch.arange(5), compile=False, clock=clock, limits=LIMITS, samples=3)
+    assert {"forward", "loss"} <= {row.phase for row in found.rows}
+    assert "sparse" in found.notices[0]
+
+
 def test_classes_by_a_last_softmax(clock):
     model, y = mlp(Dense(3, Softmax())), torch.arange(20) % 3
     model.loss_f = CrossEntropy(probabilities=True)

@@ -38,7 +38,7 @@ class Ceilings:
         """The least seconds for so much work, and what sets them: "memory", "arithmetic" or "launch latency"."""
         seconds = {
             "memory": moved / self.bandwidth,
-            "arithmetic": flops / self.flops[str(dtype).removeprefix("torch.")],
+            "arithmetic": flops / self.flops.get(str(dtype).removeprefix("torch."), self.flops["float32"]),
             "launch latency": launches * self.launch,
         }
         limit = max(seconds, key=lambda name: seconds[name])

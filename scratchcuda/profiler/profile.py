@@ -137,6 +137,9 @@ def profile(
         notices.append("The emulator has run the kernels: times of theirs tell nothing of a GPU")
     with Recorder(Ranges()) as recorder:
         subject.show(recorder.ranges)
+    if recorder.left_out:
+        names = ", ".join(sorted(recorder.left_out))
+        notices.append(f"Left out, because their tensors are sparse, nested or of a class of their own: {names}")
     calls = {call.kind: call for call in recorder.calls}
     runs = [partial(call.op, *call.args, **call.kwargs) for call in calls.values()]
     with torch.no_grad():

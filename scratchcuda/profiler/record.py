@@ -11,6 +11,7 @@ from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scratchcuda import _ranges, costs
+from scratchcuda._backend import plain
 
 
 class Ranges:
@@ -139,15 +140,17 @@ class Call:
 
 
 class Recorder(TorchDispatchMode):
-    """Records each op that is called within a range; ``calls`` are in the order of their first time."""
+    """Records each op that is called within a range, on dense tensors; ``left_out`` are the names of all others."""
 
     def __init__(self, ranges: Ranges) -> None:
         super().__init__()
         self.ranges = ranges
         self._found: dict[Any, Call] = {}
+        self.left_out: set[str] = set()
 
     @property
     def calls(self) -> list[Call]:
+        """In the order of their first time."""
         return [call for call in self._found.values() if call.cost.bytes]  # views do nothing
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -155,14 +158,26 @@ class Recorder(TorchDispatchMode):
         phase, layer = self.ranges.open[-1]
         if not phase or op.namespace == "profiler":  # record_function's own
             return op(*args, **kwargs)
+        if not _dense((args, kwargs)):
+            return self._leave_out(op, op(*args, **kwargs))
         kind = op, _kind(args), _kind(kwargs)
         key = phase, layer, kind
         before = None if key in self._found else (copied(args), copied(kwargs))  # it may write
         out = op(*args, **kwargs)
+        if not _dense(out):
+            return self._leave_out(op, out)
         if before:
             self._found[key] = Call(phase, layer, op, *before, costs.cost(op, args, kwargs, out), kind)
         self._found[key].count += 1
         return out
+
+    def _leave_out(self, op: Any, out: Any) -> Any:
+        self.left_out.add(str(op))
+        return out
+
+
+def _dense(value: Any) -> bool:
+    return all(map(plain, costs.tensors_of(value)))
 
 
 def _kind(value: Any) -> Any:
@@ -206,8 +221,6 @@ def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
 def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
     with torch.inference_mode(False), torch.no_grad():
-        if tensor.layout is not torch.strided:
-            return tensor.detach().clone()
         # An expanded dimension lies in one place, in the copy too.
         sizes = [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
         lying = tensor.detach()[tuple(slice(0, size) for size in sizes)]
