@@ -77,9 +77,10 @@ def _work(profile: Profile) -> Text:
 
 
 def _steps(profile: Profile) -> Text:
-    rows = [_step(name, step) for name, step in profile.steps.items()]
+    first = next(iter(profile.steps))
+    rows = [_step(name, step, name == first) for name, step in profile.steps.items()]
     inside, whole = profile.in_ops, profile.steps["this"].seconds[1]
-    note = f"Whole steps, in turns. Ratio: torch eager's time divided by this one. Of {1e6 * whole:.0f} µs, the ops "
+    note = f"Whole steps, in turns. Ratio: the first one's time divided by the others'. Of {1e6 * whole:.0f} µs, the ops "
     note += f"above take {1e6 * inside:.0f} µs by themselves, warm; "
     if whole > inside:
         note += f"the other {1e6 * (whole - inside):.0f} µs lie between them."
@@ -88,8 +89,8 @@ def _steps(profile: Profile) -> Text:
     return Text("Steps", ["", "path", "step, µs", "quartiles", "ratio", "quartiles", "losses differ by"], rows, note)
 
 
-def _step(name: str, step: Step) -> list[str]:
-    if name == "torch eager":
+def _step(name: str, step: Step, is_first: bool) -> list[str]:
+    if is_first:
         ratios = ["1", ""]
     else:
         ratios = ["none: other losses", ""] if step.ratio is None else [ratio(step.ratio), spread(step.ratio, 1)[1]]
