@@ -64,7 +64,7 @@ def test_the_graph_plan_tells_phases_and_layers():
     places_there = [place for place in FIT + BACK if place not in fused]
     assert places(calls) == [("batch", ""), *places_there]
     assert {call.name for call in calls if call.phase == "update"} == {"scratchcuda::dense_update_"}
-    found = kernels.launched([partial(call.op, *call.args, **call.kwargs) for call in calls], X.device)
+    found = kernels.launched([call.on_copies() for call in calls], X.device)
     assert all(len(kernel) == 1 for kernel in found)
     assert all(name in found[i][0].name for i, name in ((0, "take_rows"), (1, "matmul")))
 
@@ -195,7 +195,7 @@ MODELS = {
 def test_a_profile_leaves_all_as_it_was(name, clock):
     model = MODELS[name]()
     x, y = (X[:, 0], Y[:, 0]) if isinstance(model, SimpleLinearRegression) else (X, Y)
-    before, data = copy.deepcopy(model.state_dict()), (x.clone(), y.clone())
+    before, data, random = copy.deepcopy(model.state_dict()), (x.clone(), y.clone()), torch.get_rng_state()
     found = profile(model, x, y, compile=False, clock=clock, limits=LIMITS, samples=3)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
     assert torch.equal(x, data[0])
@@ -203,6 +203,7 @@ def test_a_profile_leaves_all_as_it_was(name, clock):
     assert found.rows
     assert all(step.ratio for step in found.steps.values())
     assert _ranges.listener is None
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_a_model_that_torch_has_no_modules_for(clock):
@@ -225,6 +226,13 @@ def test_ratios_and_kernels_of_our_ops(clock, backend):
     else:
         assert all(registers > 0 and 0 < occupancy <= 1 for registers, occupancy in resources)
         assert all(row.host for row in found.rows)
+
+
+def test_inputs_keep_their_gradients(clock):
+    x = X.clone().requires_grad_()
+    found = profile(nn.ReLU(), x, compile=False, clock=clock, limits=LIMITS, samples=3)
+    assert x.grad is None
+    assert ("backward", "ReLU") in places(found.rows)
 
 
 def test_sparse_tensors_are_left_out_and_named(clock):

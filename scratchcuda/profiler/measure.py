@@ -77,9 +77,8 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
         ceilings: of its device.
         compile: whether to compare with torch.compile, which takes seconds for each call.
     """
-    args, kwargs = copied(call.args), copied(call.kwargs)
-    run = partial(call.op, *args, **kwargs)
-    other = partial(call.op, *copied(call.args), **copied(call.kwargs))
+    run, other = call.on_copies(), call.on_copies()
+    args, kwargs = run.args, run.keywords
     floor, limit = ceilings.floor(call.cost.bytes, call.cost.flops, call.dtype, max(1, len(kernels)))
     error = error_of(call)
 
@@ -129,8 +128,8 @@ def error_of(call: Call) -> float | None:
     """The error against the same op in float64, of ours its twin in torch's functions; None where there is no such."""
     if torch.Tag.nondeterministic_seeded in call.op.tags or (not call.is_ours and call.dtype == torch.float64):
         return None
-    args, kwargs = copied(call.args), copied(call.kwargs)
-    found = _results(call.op, call.op, args, kwargs)
+    run = call.on_copies()
+    found = _results(call.op, call.op, run.args, run.keywords)
     args, kwargs = (copied(given, torch.float64) for given in (call.args, call.kwargs))
     oracle = getattr(tensor_ops, call.op_name) if call.is_ours else call.op
     try:

@@ -2,7 +2,8 @@
 
 import copy
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import scratchcuda
-from scratchcuda import _backend
+from scratchcuda import _backend, costs
 from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.model import Model
 from scratchcuda.nn import revert
@@ -129,44 +130,59 @@ def profile(
     Raises:
         TypeError, ValueError: for arguments that do not fit, as fit or the module raise them.
     """
-    subject, others, notices = _subjects(model, inputs, targets, loss, optimizer, lr, compile)
-    clock = clock or clock_of(subject.device, samples)
-    limits = limits or ceilings.of(clock)
-    notices += kernels.notices(subject.device)
-    if _backend.current == "emulator":
-        notices.append("The emulator has run the kernels: times of theirs tell nothing of a GPU")
-    with Recorder(Ranges()) as recorder:
-        subject.show(recorder.ranges)
-    if recorder.left_out:
-        names = ", ".join(sorted(recorder.left_out))
-        notices.append(f"Left out, because their tensors are sparse, nested or of a class of their own: {names}")
-    calls = {call.kind: call for call in recorder.calls}
-    runs = [partial(call.op, *call.args, **call.kwargs) for call in calls.values()]
-    with torch.no_grad():
-        launched = kernels.launched(runs, subject.device)
-    if subject.device.type == "cuda" and not any(launched):
-        notices.append("CUPTI has delivered no kernels: another profiler has it, or the driver refuses it")
-    measured = {}
-    for i, (call, found) in enumerate(zip(calls.values(), launched, strict=True)):
-        progress(i, len(calls))
-        try:
-            measured[call.kind] = measure(call, found, clock, limits, compile)
-        except RuntimeError as error:  # such as what cannot be captured in a CUDA graph
-            notices.append(f"{call.name} is left out: {str(error).splitlines()[0]}")
-    known = [call for call in recorder.calls if call.kind in measured]
-    rows = [replace(measured[c.kind], phase=c.phase, layer=c.layer, calls=c.count) for c in known]
-    dtype = next(row.dtype for row in rows)
-    return Profile(
-        title or type(model).__name__,
-        dtype,
-        subject.path,
-        facts(clock),
-        limits,
-        rows,
-        race.race(others | {THIS: subject}, dtype, samples, least=0.02),
-        kernels.trace(partial(subject.show, Ranges()), subject.device),
-        notices,
-    )
+    with _aside(_device(model, inputs)):
+        subject, others, notices = _subjects(model, inputs, targets, loss, optimizer, lr, compile)
+        clock = clock or clock_of(subject.device, samples)
+        limits = limits or ceilings.of(clock)
+        notices += kernels.notices(subject.device)
+        if _backend.current == "emulator":
+            notices.append("The emulator has run the kernels: times of theirs tell nothing of a GPU")
+        with Recorder(Ranges()) as recorder:
+            subject.show(recorder.ranges)
+        if recorder.left_out:
+            names = ", ".join(sorted(recorder.left_out))
+            notices.append(f"Left out, because their tensors are sparse, nested or of a class of their own: {names}")
+        calls = {call.kind: call for call in recorder.calls}
+        with torch.no_grad():
+            launched = kernels.launched([call.on_copies() for call in calls.values()], subject.device)
+        if subject.device.type == "cuda" and not any(launched):
+            notices.append("CUPTI has delivered no kernels: another profiler has it, or the driver refuses it")
+        measured = {}
+        for i, (call, found) in enumerate(zip(calls.values(), launched, strict=True)):
+            progress(i, len(calls))
+            try:
+                measured[call.kind] = measure(call, found, clock, limits, compile)
+            except RuntimeError as error:  # such as what cannot be captured in a CUDA graph
+                notices.append(f"{call.name} is left out: {str(error).splitlines()[0]}")
+        known = [call for call in recorder.calls if call.kind in measured]
+        rows = [replace(measured[c.kind], phase=c.phase, layer=c.layer, calls=c.count) for c in known]
+        if not rows:
+            raise ValueError(f"model is {model!r}, expected one that does something that can be measured")
+        dtype = rows[0].dtype
+        return Profile(
+            title or type(model).__name__,
+            dtype,
+            subject.path,
+            facts(clock),
+            limits,
+            rows,
+            race.race(others | {THIS: subject}, dtype, samples, least=0.02),
+            kernels.trace(partial(subject.show, Ranges()), subject.device),
+            notices,
+        )
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """On this device; random numbers are drawn as if nothing had been drawn here."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []), torch.cuda.device(device) if on_gpu else nullcontext():
+        yield
+
+
+def _device(model: Any, inputs: Any) -> torch.device:
+    tensors = list(model.parameters()) if isinstance(model, nn.Module) else []
+    return next(costs.tensors_of((inputs, tensors)), torch.empty(0)).device
 
 
 def _subjects(

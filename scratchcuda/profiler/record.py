@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,6 +115,10 @@ class Call:
     kind: tuple[Any, ...]
     count: int = 0
 
+    def on_copies(self) -> "partial[Any]":
+        """The same call, on data of its own."""
+        return partial(self.op, *copied(self.args), **copied(self.kwargs))
+
     @property
     def name(self) -> str:
         """As torch's documentation has it, without its namespace: mm.out, scratchcuda::dense."""
@@ -192,7 +197,7 @@ def _kind(value: Any) -> Any:
 
 
 def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
-    """The same with all tensors copied, strides kept, one copy for a tensor that is in it twice.
+    """The same with all dense tensors copied, strides kept, one copy for a tensor that is in it twice.
 
     Of a call arguments and keywords are copied apart: what is written with out= over an argument gets a place of its
     own, or a call that is repeated would read what it has written.
@@ -205,6 +210,8 @@ def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
+            if not plain(value):
+                return value
             key = value.data_ptr(), value.shape, value.stride(), value.dtype
             if key not in made:
                 made[key] = _copy(value, dtype)

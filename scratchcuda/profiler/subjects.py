@@ -14,7 +14,7 @@ from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.losses import MSE, CrossEntropy
 from scratchcuda.model import Model
 from scratchcuda.profiler.clocks import nothing
-from scratchcuda.profiler.record import Ranges, listening, watching
+from scratchcuda.profiler.record import Ranges, copied, listening, watching
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -79,7 +79,9 @@ class ModuleSubject:
         optimizer: Optimizer,
         compiled: bool = False,
     ):
-        self.module, self.inputs, self.targets, self.loss = copy.deepcopy(module), inputs, targets, loss
+        self.module, self.inputs, self.targets, self.loss = copy.deepcopy(module), copied(inputs), targets, loss
+        for given, own in zip(costs.tensors_of(inputs), costs.tensors_of(self.inputs), strict=True):
+            own.requires_grad_(given.requires_grad)
         self.start = copy.deepcopy(module.state_dict())
         self.path = "torch.compile" if compiled else "eager"
         self.device = next(costs.tensors_of((list(module.parameters()), list(inputs)))).device
@@ -114,6 +116,8 @@ class ModuleSubject:
         with _ranges.named("update"):
             self.update()
         self.module.zero_grad()
+        for tensor in costs.tensors_of(self.inputs):
+            tensor.grad = None
 
     def run(self, steps: int) -> list[float]:
         losses = []

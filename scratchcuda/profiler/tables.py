@@ -80,7 +80,9 @@ def _steps(profile: Profile) -> Text:
     first = next(iter(profile.steps))
     rows = [_step(name, step, name == first) for name, step in profile.steps.items()]
     inside, whole = profile.in_ops, profile.steps["this"].seconds[1]
-    note = f"Whole steps, in turns. Ratio: the first one's time divided by the others'. Of {1e6 * whole:.0f} µs, the ops "
+    note = (
+        f"Whole steps, in turns. Ratio: the first one's time divided by the others'. Of {1e6 * whole:.0f} µs, the ops "
+    )
     note += f"above take {1e6 * inside:.0f} µs by themselves, warm; "
     if whole > inside:
         note += f"the other {1e6 * (whole - inside):.0f} µs lie between them."
