@@ -1,4 +1,4 @@
-"""The command line: ``scratchcuda compare`` and ``scratchcuda doctor``."""
+"""The command line: ``scratchcuda compare``, ``scratchcuda bench`` and ``scratchcuda doctor``."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from scratchcuda import __version__, doctor
+from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
 
 mpl.use("agg")
@@ -132,6 +133,9 @@ def doctor_command(
     Exit status 1 if CUDA was asked for, with FORCE_CUDA=1 or SCRATCHCUDA_BACKEND=kernels, and cannot work.
     """
     raise typer.Exit(doctor.run(as_json))
+
+
+app.command("bench")(bench_command)
 
 
 def show(found: Comparison, console: Console) -> None:
