@@ -81,8 +81,8 @@ def bench_command(
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     console.print(f"{result['device']}, {result['threads']} thread(s), {versions}{loudly}", highlight=False)
     console.print(
-        "faster: torch.nn's time divided by the peer's, the median of the rounds, from lower to upper quartile (of "
-        "small steps the ends of the median's 95 % interval); a tie if these enclose 1; * the fastest, and who ties with it"
+        "faster: torch.nn's time divided by the peer's, the median of the rounds, from lower to upper quartile; of "
+        "small steps the ends of the median's 95 % interval. A tie if these enclose 1. *: the fastest, or as fast."
     )
     todo = rows.rows(options, wanted)
     run(result, todo, seconds=seconds, file=json_file, show=lambda row: show(row, console))
@@ -110,7 +110,7 @@ def _network(sizes: str, activation: str, batch: int) -> Workload:
 
 
 def _bars(bars: list[dict[str, Any]], dry: bool) -> Table:
-    table = Table("bar", "target", "measured", "reached")
+    table = Table("bar", "target", "measured", "reached", box=None)
     for bar in bars:
         measured = "" if bar["measured"] is None else f"{bar['measured']:.3g}"
         reached = {None: "unknown", True: "yes", False: "DRY RUN" if dry else "no"}[bar["reached"]]

@@ -208,7 +208,7 @@ def measure(
         warm, cold = times["warm"][who], times["cold"][who]
         peers[who] |= {"seconds": quartiles(warm), "samples": warm, "cold": quartiles(cold), "cold samples": cold}
         peers[who]["ratio"] = ratio(times["warm"][operation.torchs_name], warm)
-    row = {"kind": "op", "op": name, "shape": shape, "dtype": dtype, "bytes": work.bytes, "flops": work.flops}
+    row = {"kind": "op", "op": operation.op, "shape": shape, "dtype": dtype, "bytes": work.bytes, "flops": work.flops}
     row |= {"spread": "quartiles", "peers": peers, "fastest": fastest(times["warm"], "quartiles"), "notes": {}}
     if peers[OURS]["agrees"]:
         seconds = peers[OURS]["seconds"][1]
