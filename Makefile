@@ -9,15 +9,16 @@
 # make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
 # make gpu-check   on a machine with a GPU: build, prove and measure beside its Python and torch, within 8 minutes
 # make format   apply what ruff and clang-format would change;   make clean   remove what the others have made
-# make bench   time fits against torch.nn, torch.compile, JAX and the documents' code, whichever are installed
-# make bench-drop-in   time training steps of small layers against torch.nn's, on the CPU
+# make bench   time fits and steps beside torch.nn, torch.compile, JAX, scikit-learn and the documents' code, whichever
+#              are installed, in a quarter of an hour; ARGS="fits --workload mlp" for less, ARGS="--json FILE" to keep it
+# make bench-report   write the tables and plots of all results in benchmarks/results
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench bench-drop-in clean
+.PHONY: demo test try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench bench-report clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -91,10 +92,10 @@ format: $(READY)
 	git ls-files -z '*.cu' '*.cuh' '*.cpp' '*.h' | xargs -0 -r $(BIN)/clang-format -i
 
 bench: $(READY)
-	$(BIN)/python benchmarks/fit.py $(ARGS)
+	$(BIN)/scratchcuda bench $(ARGS)
 
-bench-drop-in: $(READY)
-	$(BIN)/python benchmarks/drop_in.py $(ARGS)
+bench-report: $(READY)
+	$(BIN)/python tools/bench_report.py
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info scratchcuda/_C.*

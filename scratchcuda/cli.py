@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from scratchcuda import __version__, doctor
+from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
 from scratchcuda.profiler.command import profile_command
 
@@ -136,6 +137,9 @@ def doctor_command(
     Exit status 1 if CUDA was asked for, with FORCE_CUDA=1 or SCRATCHCUDA_BACKEND=kernels, and cannot work.
     """
     raise typer.Exit(doctor.run(as_json))
+
+
+app.command("bench")(bench_command)
 
 
 def show(found: Comparison, console: Console) -> None:

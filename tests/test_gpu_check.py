@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_benchmarks import check_dry_run
+from test_bench import check_dry_run
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/gpu_check.py"
@@ -44,7 +44,7 @@ def test_a_dry_run_goes_through_all_parts(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["device"] == "none: a dry run"
     states = {name: part["passed"] for name, part in report["parts"].items()}
-    assert states == {"suite": True, "instructions": True, "bench": True} | dict.fromkeys(
+    assert states == {"suite": True, "instructions": True, "profile": True, "bench": True} | dict.fromkeys(
         ["build", "gpu", "memcheck", "racecheck"]
     )
     check_dry_run(report["parts"]["bench"]["measured"], "tensor plan")

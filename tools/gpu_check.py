@@ -7,7 +7,9 @@ It needs no network and ends within 8 minutes. Its parts, each of which can be r
 - instructions: each instruction wrapper against its emulation, bit for bit, and
 - gpu: streams, graphs, offsets, and GPU minus emulator by kernel.
 - memcheck, racecheck: tests of all kernels under compute-sanitizer.
-- bench: benchmarks/gpu.py. It comes last and has the GPU for itself; the parts before it run side by side.
+- profile: scratchcuda profile of the digits.
+- bench: scratchcuda bench: fits, steps and ops. These two come last, and each has the GPU for itself; the parts before
+  them run side by side.
 
 Everything is written into the folder OUT: report.json and log.txt. ``--dry`` goes the same way without a GPU: the
 tests run on the emulator, and what cannot be done is said.
@@ -37,7 +39,7 @@ from scratchcuda._build import toolchain  # noqa: E402
 
 DIFFERENCES = "GPU minus emulator, relative by norm"
 #: Seconds that all of it may take, and each part.
-ALL_SECONDS, BUILD_SECONDS, TEST_SECONDS, BENCH_SECONDS = 470, 240, 200, 160
+ALL_SECONDS, BUILD_SECONDS, TEST_SECONDS, PROFILE_SECONDS, BENCH_SECONDS = 470, 240, 200, 60, 160
 
 
 class Check:
@@ -162,15 +164,23 @@ def sanitizer(tool: str) -> Callable[[Check], dict]:
 
 def bench(check: Check) -> dict:
     # No row begins after these seconds; one can take some time.
-    command = [sys.executable, "benchmarks/gpu.py", "--seconds", str(check.seconds(BENCH_SECONDS) - 25)]
+    command = [sys.executable, "-m", "scratchcuda", "bench", "fits", "steps", "ops"]
+    command += ["--seconds", str(check.seconds(BENCH_SECONDS) - 25)]
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder, "gpu.json")
-        command += ["--json", str(measured), *(["--dry"] if check.dry else [])]
+        command += ["--json", str(measured), *(["--dry"] if check.dry else ["--device", "cuda"])]
         status, output = check.run(command, BENCH_SECONDS)
         found = json.loads(measured.read_text()) if measured.exists() else {}
     passed = status == 0 and bool(found)
-    text = output.rpartition("\n\n")[2] if passed else output[-2000:]
-    return {"passed": passed, "text": text.strip() or "took too long", "measured": found}
+    begin = output.rfind(" bar ") if passed else -2000
+    return {"passed": passed, "text": output[begin:].rstrip() or "took too long", "measured": found}
+
+
+def profile(check: Check) -> dict:
+    what = ["slr", "--device", "cpu"] if check.dry else ["digits", "--device", "cuda", "--dtype", "float32"]
+    command = [sys.executable, "-m", "scratchcuda", "profile", *what, "--out", str(check.out / "profile")]
+    status, output = check.run(command, PROFILE_SECONDS)
+    return {"passed": status == 0, "text": output[-2000:].strip() or "took too long"}
 
 
 PARTS = {
@@ -180,9 +190,10 @@ PARTS = {
     "gpu": gpu,
     "memcheck": sanitizer("memcheck"),
     "racecheck": sanitizer("racecheck"),
+    "profile": profile,
     "bench": bench,
 }
-ALONE = ("build", "bench")
+ALONE = ("build", "profile", "bench")
 
 
 def timed(part: Callable[[Check], dict], check: Check) -> dict:
@@ -214,7 +225,7 @@ def main() -> None:
         "parts": {},
     }
     side_by_side = [name for name in parts if name not in ALONE]
-    for names in (["build"], side_by_side, ["bench"]):
+    for names in (["build"], side_by_side, ["profile"], ["bench"]):
         wanted = [name for name in names if name in parts]
         with ThreadPoolExecutor(len(PARTS)) as pool:
             found = pool.map(lambda name: timed(PARTS[name], check), wanted)

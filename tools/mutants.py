@@ -7,7 +7,6 @@ sees what lies outside of a tensor, and ThreadSanitizer, which sees what happens
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +14,11 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from marks import fill
+
 from scratchcuda._build.emulator import sanitizer_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 
 #: file of csrc/kernels, what stands there, what stands there instead
 MUTANTS = [
@@ -172,9 +172,7 @@ def main() -> int:
         lines.append(f"| {file} | `{before}` | `{after}` | {by} |")
     table = "\n".join(lines)
     if arguments.write:
-        text = arguments.write.read_text()
-        new = re.sub(f"{BEGIN}.*{END}", lambda match: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
-        arguments.write.write_text(new)
+        fill(arguments.write, "mutants", table)
     print(table)
     return int(None in found)
 

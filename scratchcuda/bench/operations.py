@@ -1,0 +1,225 @@
+"""Rows of single ops: ours beside torch's way to do the same, warm and cold, with the share of the device's limits."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scratchcuda import costs, ops, tensor_ops
+from scratchcuda.bench.turns import fastest, ratio
+from scratchcuda.profiler.ceilings import Ceilings
+from scratchcuda.profiler.clocks import Clock, quartiles
+
+# So large that an update left out would show; MEAN is a reduction of torch's losses.
+LR, MOMENTUM, MEAN = 0.5, 0.9, 1
+
+#: Largest relative difference, ||got - torch's|| / ||torch's||: of some thousand roundings of both signs. In bfloat16
+#: torch rounds log-probabilities of about -10 to multiples of 1/16 before it takes their exponentials.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 4e-2}
+
+#: By dimensions: n elements; m rows of c; products of x (m, k) and w (k, n). The last is measured in all dtypes.
+SIZES: dict[str, list[tuple[int, ...]]] = {
+    "n": [(1 << 12,), (1 << 16,), (1 << 20,), (1 << 24,), (1 << 27,)],
+    "mc": [(65536, 10), (8192, 1024), (1024, 32768)],
+    "mkn": [(64, 64, 64), (333, 32, 32), (65536, 64, 10), (64, 1024, 1024), (512, 1024, 1024), (4096, 4096, 4096)],
+}
+#: Less than 8 elements: of more in bfloat16 torch's fused SGD leaves some out on the CPU (pytorch issue 191763).
+DRY_SIZES: dict[str, list[tuple[int, ...]]] = {"n": [(3,), (7,)], "mc": [(6, 10)], "mkn": [(9, 8, 5)]}
+
+OURS, TORCH, ADDMM, COMPILED = "scratchcuda", "torch", "torch.addmm", "torch.compile"
+
+#: How often each takes its turn; a clock takes several samples in each.
+TURNS = 3
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One op, or one use of it.
+
+    Attributes:
+        op: its name.
+        dims: of its shape, a key of :data:`SIZES`.
+        arguments: its tensors, each named by its dimensions; i is class indices (m,), o an order of all rows (m,), p
+            probabilities (m, c).
+        options: its further arguments.
+        ours, torchs: functions of the tensors that return what they have made or written; None is the op itself, and
+            its twin, which is made of torch's functions.
+        given: how the registered op is called with the tensors, where that differs: as keywords.
+        torchs_name: what torch's way is called.
+    """
+
+    op: str
+    dims: str
+    arguments: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ours: Callable[..., Any] | None = None
+    torchs: Callable[..., Any] | None = None
+    given: Callable[..., dict[str, Any]] | None = None
+    torchs_name: str = TORCH
+
+    def sizes(self, tensor: str, shape: tuple[int, ...]) -> list[int]:
+        of = dict(zip(self.dims, shape, strict=True))
+        return [of[dim] for dim in {"i": "m", "o": "m", "p": "mc"}.get(tensor, tensor)]
+
+    def make(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """Random arguments."""
+        made = []
+        for tensor in self.arguments.split():
+            sizes = self.sizes(tensor, shape)
+            if tensor == "i":
+                made.append(torch.randint(shape[1], sizes, device=device))
+            elif tensor == "o":
+                made.append(torch.randperm(*sizes, device=device))
+            else:
+                values = torch.randn(sizes, dtype=dtype, device=device)
+                made.append(values.softmax(1) if tensor == "p" else values)
+        return made
+
+    def ways(self) -> dict[str, Callable[..., Any]]:
+        ours, torchs = (partial(getattr(module, self.op), **self.options) for module in (ops, tensor_ops))
+        return {self.torchs_name: self.torchs or torchs, OURS: self.ours or ours}
+
+    def cost(self, arguments: list[Tensor], out: Any) -> costs.Cost:
+        """The least work of a call that has returned ``out``."""
+        args, given = (arguments, self.options) if self.given is None else ([], self.given(*arguments))
+        returns = getattr(torch.ops.scratchcuda, self.op).default._schema.returns
+        return costs.cost(
+            getattr(torch.ops.scratchcuda, self.op).default, tuple(args), dict(given), out if returns else None
+        )
+
+
+def torch_mse(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    loss = functional.mse_loss(p, t)
+    return loss, torch.ops.aten.mse_loss_backward(torch.ones_like(loss), p, t, MEAN)
+
+
+def sgd_given(p: Tensor, g: Tensor, *m: Tensor) -> dict[str, Any]:
+    momentum = MOMENTUM if m else 0.0
+    options = {"weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
+    return {"params": [p], "grads": [g], "lr": LR, "momentum_buffers": list(m), "momentum": momentum} | options
+
+
+def sgd(p: Tensor, g: Tensor, *m: Tensor) -> tuple[Tensor, ...]:
+    ops.sgd_update_(**sgd_given(p, g, *m))
+    return p, *m
+
+
+def torch_sgd(p: Tensor, g: Tensor, *m: Tensor) -> tuple[Tensor, ...]:
+    given = sgd_given(p, g, *m)
+    torch._fused_sgd_(given.pop("params"), given.pop("grads"), given.pop("momentum_buffers"), **given)
+    return p, *m
+
+
+def update(delta: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    ops.dense_update_(delta, x, w, b, LR)
+    return w, b
+
+
+def torch_update(delta: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return w.addmm_(x.mT, delta, alpha=-LR), b.add_(delta.sum(0), alpha=-LR)
+
+
+def take_given(x: Tensor, y: Tensor, order: Tensor, x_batch: Tensor, y_batch: Tensor) -> dict[str, Any]:
+    rows = {"step": first_step(x.device), "batch_size": len(x)}
+    return {"x": x, "y": y, "order": order, "x_batch": x_batch, "y_batch": y_batch} | rows
+
+
+def take(*tensors: Tensor) -> tuple[Tensor, ...]:
+    ops.take_batch_(**take_given(*tensors))
+    return tensors[3:]
+
+
+@functools.cache
+def first_step(device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device=device)
+
+
+def torch_take(x: Tensor, y: Tensor, order: Tensor, x_batch: Tensor, y_batch: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.index_select(x, 0, order, out=x_batch), torch.index_select(y, 0, order, out=y_batch)
+
+
+def elementwise(op: str, arguments: str = "n") -> Operation:
+    return Operation(op, "n", arguments)
+
+
+NONE, RELU = {"activation": "none"}, {"activation": "relu"}
+OPERATIONS = {
+    "dense none": Operation("dense", "mkn", "mk kn n", NONE, torchs=lambda x, w, b: b.addmm(x, w), torchs_name=ADDMM),
+    "dense relu": Operation("dense", "mkn", "mk kn n", RELU),
+    "dense_backward_input": Operation("dense_backward_input", "mkn", "mn kn"),
+    "dense_backward_input relu": Operation("dense_backward_input", "mkn", "mn kn mk", RELU),
+    "dense_backward_weights": Operation("dense_backward_weights", "mkn", "mn mk"),
+    "dense_update_": Operation("dense_update_", "mkn", "mn mk kn n", {"lr": LR}, update, torch_update),
+    **{name: elementwise(name) for name in ("relu", "sigmoid", "tanh")},
+    **{name: elementwise(name, "n n") for name in ("relu_backward", "sigmoid_backward", "tanh_backward")},
+    "mse": Operation("mse", "n", "n n", torchs=torch_mse),
+    "sgd_update_": Operation("sgd_update_", "n", "n n", {}, sgd, torch_sgd, sgd_given),
+    "sgd_update_ momentum": Operation("sgd_update_", "n", "n n n", {}, sgd, torch_sgd, sgd_given),
+    "softmax": Operation("softmax", "mc", "mc"),
+    "softmax_backward": Operation("softmax_backward", "mc", "mc mc"),
+    "cross_entropy classes": Operation("cross_entropy", "mc", "mc i"),
+    "cross_entropy rows": Operation("cross_entropy", "mc", "mc p"),
+    "take_batch_": Operation("take_batch_", "mc", "mc o o mc o", {}, take, torch_take, take_given),
+}
+
+
+def measure(
+    name: str, shape: tuple[int, ...], dtype: str, clock: Clock, limits: Ceilings, with_compiled: bool
+) -> dict[str, Any]:
+    """Compare the results with torch's, then time all in turns, warm and cold. Who has another result has no times.
+
+    Args:
+        name: a key of :data:`OPERATIONS`.
+        shape: by its dims.
+        dtype: a key of :data:`TOLERANCE`.
+        clock: of the device; each of the :data:`TURNS` takes its samples.
+        limits: of the same device.
+        with_compiled: whether torch.compile of torch's way takes part.
+
+    Returns:
+        a row: of each peer the seconds of a call, and of scratchcuda the share of the device's limits.
+    """
+    operation = OPERATIONS[name]
+    ways = operation.ways()
+    if with_compiled:
+        ways[COMPILED] = torch.compile(ways[operation.torchs_name], dynamic=False)
+    arguments = operation.make(shape, getattr(torch, dtype), clock.device)
+    expected = ways[operation.torchs_name](*(argument.clone() for argument in arguments))
+    peers: dict[str, dict[str, Any]] = {}
+    for who, way in ways.items():
+        result = way(*(argument.clone() for argument in arguments))
+        difference = _difference(result, expected)
+        peers[who] = {"difference": difference, "agrees": difference <= TOLERANCE[dtype]}
+    work = operation.cost(arguments, expected)
+    del expected, result
+    times: dict[str, dict[str, list[float]]] = {"warm": {}, "cold": {}}
+    agreeing = [who for who in ways if peers[who]["agrees"]]
+    for turn in range(TURNS):
+        for who in agreeing[turn % len(agreeing) :] + agreeing[: turn % len(agreeing)]:
+            for state, samples in times.items():
+                samples.setdefault(who, []).extend(getattr(clock, state)(partial(ways[who], *arguments)))
+    for who in agreeing:
+        warm, cold = times["warm"][who], times["cold"][who]
+        peers[who] |= {"seconds": quartiles(warm), "samples": warm, "cold": quartiles(cold), "cold samples": cold}
+        peers[who]["ratio"] = ratio(times["warm"][operation.torchs_name], warm)
+    row = {"kind": "op", "op": operation.op, "shape": shape, "dtype": dtype, "bytes": work.bytes, "flops": work.flops}
+    row |= {"spread": "quartiles", "peers": peers, "fastest": fastest(times["warm"], "quartiles"), "notes": {}}
+    if peers[OURS]["agrees"]:
+        seconds = peers[OURS]["seconds"][1]
+        floor, limit = limits.floor(work.bytes, work.flops, dtype)
+        row |= {"of copy": work.bytes / seconds / limits.bandwidth, "limit": limit, "of limit": floor / seconds}
+        row["of product"] = work.flops / seconds / limits.flops[dtype]
+    return row
+
+
+def _difference(got: Any, expected: Any) -> float:
+    """The largest of all tensors, relative by norm."""
+    pairs = zip(*([value] if isinstance(value, Tensor) else value for value in (got, expected)), strict=True)
+    found = [((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300)).item() for a, b in pairs]
+    return max(found, key=lambda value: (math.isnan(value), value))
