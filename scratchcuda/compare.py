@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from sklearn import datasets
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from scratchcuda.conditions import device_name
 from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.losses import MSE, CrossEntropy
 from scratchcuda.metrics import mape
@@ -270,16 +270,6 @@ def fit_torch(
             with torch.no_grad():
                 losses.valid.append(loss_f(net(valid[0]), valid[1]).item())
     return losses
-
-
-def device_name(device: torch.device) -> str:
-    """The name of the processor or card behind a torch device, as far as the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 class Pair:

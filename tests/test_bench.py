@@ -16,12 +16,12 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from scratchcuda import _library
-from scratchcuda.bench import drop_in, fits, operations, rows, turns
+from scratchcuda.bench import drop_in, fits, operations, rows
 from scratchcuda.bench.agreement import Judge
 from scratchcuda.bench.memory import Peak
 from scratchcuda.bench.peers import COMPILED, GRAPH, SCRATCH, TORCH, Runner, eager, scratch
 from scratchcuda.compare import WORKLOADS, Pair, network
-from scratchcuda.profiler import ceilings
+from scratchcuda.profiler import ceilings, turns
 from scratchcuda.profiler.clocks import HostClock
 
 TOOLS = Path(__file__).parent.parent / "tools"

@@ -5,11 +5,13 @@ import itertools
 import json
 
 import pytest
+import torch
 from matplotlib.text import Text
 from rich.console import Console
 from typer.testing import CliRunner
 
 from scratchcuda.cli import app
+from scratchcuda.conditions import conditions
 from scratchcuda.profiler import Profile, ceilings, plots, report
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.kernels import Kernel
@@ -49,8 +51,9 @@ def made(rows):
     steps = {"torch eager": Step("eager", [8e-5, 9e-5, 1e-4], 0.0, [1.0, 1.0, 1.0])}
     steps["this"] = Step("graph plan", [4e-5, 5e-5, 6e-5], 1e-7, [1.5, 1.8, 2.0])
     steps["wrong"] = Step("eager", [4e-5, 5e-5, 6e-5], 0.5, None)
-    facts, notices = {"device": "a device"}, ["Something is missing"]
-    return Profile("a network", "float32", "graph plan", facts, LIMITS, rows, steps, {"traceEvents": []}, notices)
+    found = conditions(torch.device("cpu")) | {"device": "a device"}
+    notices = ["Something is missing"]
+    return Profile("a network", "float32", "graph plan", found, LIMITS, rows, steps, {"traceEvents": []}, notices)
 
 
 def test_tables():

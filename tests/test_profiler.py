@@ -154,7 +154,7 @@ def test_a_call_of_known_time_bytes_and_flops(clock, seconds):
     ],
 )
 def test_what_limits_a_call(moved, flops, launches, expected):
-    assert LIMITS.floor(moved, flops, torch.float32, launches) == expected
+    assert LIMITS.floor(moved, flops, "float32", launches) == expected
 
 
 @pytest.mark.backends("emulator")

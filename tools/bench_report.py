@@ -16,7 +16,7 @@ import bench_plots
 from marks import fill
 
 from scratchcuda.bench.show import duration, times, verdict
-from scratchcuda.bench.turns import is_tie
+from scratchcuda.profiler.turns import is_tie
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]

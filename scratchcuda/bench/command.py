@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from scratchcuda.bench import conditions, fits, rows
+from scratchcuda import conditions
+from scratchcuda.bench import fits, rows
 from scratchcuda.bench.agreement import TOLERANCE
 from scratchcuda.bench.run import run
 from scratchcuda.bench.show import show

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import scratchcuda
-from scratchcuda.bench.turns import fastest, ratio, take_turns
 from scratchcuda.profiler.clocks import quartiles
+from scratchcuda.profiler.turns import fastest, ratio, take_turns
 
 TORCH = "torch.nn"
 PEERS = (TORCH, "converted", "converted, fused")

@@ -16,9 +16,9 @@ from scratchcuda.bench.agreement import Judge
 from scratchcuda.bench.memory import Peak
 from scratchcuda.bench.other_peers import OTHERS
 from scratchcuda.bench.peers import COMPILED, OF_TORCH, OURS, SCRATCH, TORCH, Losses, Peer, Runner
-from scratchcuda.bench.turns import fastest, ratio, take_turns
 from scratchcuda.compare import Arrays, Pair, Workload
 from scratchcuda.profiler.clocks import quartiles
+from scratchcuda.profiler.turns import fastest, ratio, take_turns
 
 PEERS: dict[str, Peer] = {TORCH: OF_TORCH[TORCH], SCRATCH: OURS[SCRATCH], **OF_TORCH, **OURS, **OTHERS}
 

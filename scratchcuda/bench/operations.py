@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from scratchcuda import costs, ops, tensor_ops
-from scratchcuda.bench.turns import fastest, ratio
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
+from scratchcuda.profiler.turns import fastest, ratio
 
 # So large that an update left out would show; MEAN is a reduction of torch's losses.
 LR, MOMENTUM, MEAN = 0.5, 0.9, 1

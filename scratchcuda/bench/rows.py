@@ -9,10 +9,10 @@ import torch
 
 from scratchcuda.bench import drop_in, fits, operations
 from scratchcuda.bench.peers import COMPILED, GRAPH, SCRATCH, TORCH
-from scratchcuda.bench.turns import ratio
 from scratchcuda.compare import WORKLOADS, Workload, network
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock
+from scratchcuda.profiler.turns import ratio
 
 #: Measurements of each peer, where no other number is asked for; a clock decides for itself.
 ROUNDS = {"fits": 15, "steps": 15, "ops": 0, "drop-in": 1000, "scaling": 11}

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scratchcuda.bench.turns import is_tie
+from scratchcuda.profiler.turns import is_tie
 
 
 def show(row: Mapping[str, Any], console: Console) -> None:

@@ -34,11 +34,11 @@ class Ceilings:
     flops: dict[str, float]
     launch: float
 
-    def floor(self, moved: int, flops: int, dtype: torch.dtype, launches: int = 1) -> tuple[float, str]:
+    def floor(self, moved: int, flops: int, dtype: str, launches: int = 1) -> tuple[float, str]:
         """The least seconds for so much work, and what sets them: "memory", "arithmetic" or "launch latency"."""
         seconds = {
             "memory": moved / self.bandwidth,
-            "arithmetic": flops / self.flops.get(str(dtype).removeprefix("torch."), self.flops["float32"]),
+            "arithmetic": flops / self.flops.get(dtype, self.flops["float32"]),
             "launch latency": launches * self.launch,
         }
         limit = max(seconds, key=lambda name: seconds[name])

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from scratchcuda.compare import device_name
+from scratchcuda.conditions import device_name
 
 Call = Callable[[], object]
 

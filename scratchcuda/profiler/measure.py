@@ -13,8 +13,7 @@ from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
 from scratchcuda.profiler.kernels import Kernel
 from scratchcuda.profiler.record import Call, copied
-
-Ratio = list[float]
+from scratchcuda.profiler.turns import ratio
 
 
 @dataclass
@@ -53,8 +52,8 @@ class Row:
     floor: float
     limit: str
     error: float | None
-    eager: Ratio | None
-    compiled: Ratio | None
+    eager: list[float] | None
+    compiled: list[float] | None
 
     @property
     def bandwidth(self) -> float:
@@ -79,7 +78,8 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
     """
     run, other = call.on_copies(), call.on_copies()
     args, kwargs = run.args, run.keywords
-    floor, limit = ceilings.floor(call.cost.bytes, call.cost.flops, call.dtype, max(1, len(kernels)))
+    dtype = str(call.dtype).removeprefix("torch.")
+    floor, limit = ceilings.floor(call.cost.bytes, call.cost.flops, dtype, max(1, len(kernels)))
     error = error_of(call)
 
     def restore() -> None:  # what is updated in place again and again would vanish, or grow
@@ -94,17 +94,17 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
         eager = compiled = None
         if call.is_ours:
             twin = getattr(tensor_ops, call.op_name)
-            eager = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)
+            eager = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)["quartiles"]
             if compile:
                 twin = torch.compile(twin, dynamic=False)
-                compiled = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)
+                compiled = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)["quartiles"]
     return Row(
         call.phase,
         call.layer,
         call.name,
         call.count,
         [list(tensor.shape) for tensor in call.tensors],
-        str(call.dtype).removeprefix("torch."),
+        dtype,
         quartiles(warm),
         quartiles(cold),
         None if host is None else quartiles(host),
@@ -117,11 +117,6 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
         eager,
         compiled,
     )
-
-
-def ratio(theirs: list[float], ours: list[float]) -> Ratio:
-    """Quartiles of their times divided by ours, sample by sample."""
-    return quartiles([a / b for a, b in zip(theirs, ours, strict=True)])
 
 
 def error_of(call: Call) -> float | None:

@@ -59,7 +59,7 @@ def roofline(profile: Profile) -> Figure:
             axes.plot(*zip(*of, strict=True), marker, color=color, mec="black", ms=8, ls="", label=phase)
     axes.set(xscale="log", yscale="log", xlabel="intensity, FLOP / byte", ylabel="rate, FLOP/s", xlim=(left, right))
     axes.yaxis.set_major_formatter(EngFormatter())
-    axes.set_title(f"{profile.title}\nroofline, cold, {profile.facts['device']}", fontsize=11)
+    axes.set_title(f"{profile.title}\nroofline, cold, {profile.conditions['device']}", fontsize=11)
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.draw_without_rendering()  # so that there are pixels to compare
@@ -129,7 +129,7 @@ def bars(profile: Profile) -> Figure:
     axes.margins(x=0.13, y=0.01)
     axes.set_xlabel("time of a step, warm")
     axes.xaxis.set_major_formatter(EngFormatter("s"))
-    axes.set_title(f"{profile.title}\n{profile.path}, {profile.facts['device']}", fontsize=11)
+    axes.set_title(f"{profile.title}\n{profile.path}, {profile.conditions['device']}", fontsize=11)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 

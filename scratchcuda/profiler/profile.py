@@ -1,7 +1,6 @@
 """Profiles a training step: where its time goes, and compared with what."""
 
 import copy
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import scratchcuda
-from scratchcuda import _backend, costs
+from scratchcuda import _backend, conditions, costs
 from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.model import Model
 from scratchcuda.nn import revert
@@ -36,7 +35,7 @@ class Profile:
         title: of what was profiled.
         dtype: of its parameters.
         path: what served the step: a path of Model.fit, or "eager".
-        facts: the device, versions and settings.
+        conditions: the device, versions and settings.
         ceilings: what the device can do at most.
         rows: one for each op of each layer in each phase, in order of time.
         steps: whole steps of this and its peers, by name.
@@ -47,7 +46,7 @@ class Profile:
     title: str
     dtype: str
     path: str
-    facts: dict[str, str]
+    conditions: dict[str, Any]
     ceilings: Ceilings
     rows: list[Row]
     steps: dict[str, race.Step]
@@ -80,7 +79,7 @@ class Profile:
             for of in found["rows"]
         ]
         steps = {name: race.Step(**step) for name, step in found["steps"].items()}
-        names = ("title", "dtype", "path", "facts", "notices")
+        names = ("title", "dtype", "path", "conditions", "notices")
         limits = Ceilings(**found["ceilings"])
         return cls(**{name: found[name] for name in names}, ceilings=limits, rows=rows, steps=steps, trace={})
 
@@ -163,7 +162,7 @@ def profile(
             title or type(model).__name__,
             dtype,
             subject.path,
-            facts(clock),
+            conditions.conditions(subject.device),
             limits,
             rows,
             race.race(others | {THIS: subject}, dtype, samples, least=0.02),
@@ -214,15 +213,3 @@ def _as_tensor(data: Any, model: Model | SimpleLinearRegression) -> Tensor:
     """As fit converts what is no tensor."""
     made = torch.as_tensor(data, device=model.device)
     return made.to(model.dtype) if made.is_floating_point() else made
-
-
-def facts(clock: Clock) -> dict[str, str]:
-    """What the figures depend on."""
-    return {
-        "device": clock.name,
-        "backend": _backend.current,
-        "threads": str(torch.get_num_threads()),
-        "scratchcuda": scratchcuda.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }

@@ -1,13 +1,14 @@
 """Whole steps beside torch's: all from the same start, in turns, and no ratio without the same losses."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from scratchcuda.profiler.clocks import quartiles
+from scratchcuda.profiler.clocks import nothing, quartiles
 from scratchcuda.profiler.subjects import Subject
+from scratchcuda.profiler.turns import ratio, take_turns
 
 #: Steps that are compared before any is timed, and the largest relative difference of a loss that counts as the same.
 #: So few steps add up some dozen roundings of sums of a thousand terms; of 16 bits each loss has three digits or fewer.
@@ -41,38 +42,30 @@ def race(subjects: Mapping[str, Subject], dtype: str, samples: int, least: float
         samples: measurements of each.
         least: seconds that a measurement takes at least.
     """
-    losses, counts = {}, {}
+    losses, calls, counts = {}, {}, {}
+    wait = torch.cuda.synchronize if next(iter(subjects.values())).device.type == "cuda" else nothing
     for name, subject in subjects.items():
         subject.run(STEPS)  # compiles, captures, loads
         subject.reset()
         losses[name] = torch.tensor(subject.run(STEPS), dtype=torch.float64)
         subject.reset()
-        seconds = _time(subject, STEPS)
-        counts[name] = min(200, max(STEPS, int(least / seconds)))
-        subject.reset()
-        subject.run(counts[name])  # captures anew where the number of steps decides on addresses
-    found: dict[str, list[float]] = {name: [] for name in subjects}
-    names = list(subjects)
-    for i in range(samples):
-        for name in names[i % len(names) :] + names[: i % len(names)]:  # each comes after each
-            subjects[name].reset()
-            found[name].append(_time(subjects[name], counts[name]))
-    first = names[0]
+        (seconds,) = take_turns({name: partial(subject.run, STEPS)}, 1, after=wait)[name]
+        counts[name] = min(200, max(STEPS, int(least * STEPS / seconds)))
+        calls[name] = partial(subject.run, counts[name])
+        calls[name]()  # captures anew: the number of steps decides on addresses
+
+    def start(name: str) -> None:
+        subjects[name].reset()
+        wait()
+
+    found = take_turns(calls, samples, before=start, after=wait)
+    found = {name: [seconds / counts[name] for seconds in times] for name, times in found.items()}
+    first = next(iter(subjects))
     steps = {}
     for name, subject in subjects.items():
         differences = ((losses[name] - losses[first]) / losses[first]).abs()
         difference = differences.max().item() if differences.isfinite().all() else float("inf")
-        ratios = quartiles([a / b for a, b in zip(found[first], found[name], strict=True)])
         agrees = difference <= AGREEMENT[dtype]
-        steps[name] = Step(subject.path, quartiles(found[name]), difference, ratios if agrees else None)
+        quotient = ratio(found[first], found[name])["quartiles"] if agrees else None
+        steps[name] = Step(subject.path, quartiles(found[name]), difference, quotient)
     return steps
-
-
-def _time(subject: Subject, count: int) -> float:
-    """Seconds of a step."""
-    synchronize = torch.cuda.synchronize if subject.device.type == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    subject.run(count)
-    synchronize()
-    return (time.perf_counter() - start) / count

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader
 from rich.console import Console
 from rich.table import Table
 
+from scratchcuda.conditions import sentence
 from scratchcuda.profiler import plots
 from scratchcuda.profiler.profile import Profile
 from scratchcuda.profiler.tables import tables
@@ -22,7 +23,7 @@ def show(profile: Profile, console: Console | None = None) -> None:
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     console.print(f"[bold]{profile.title}[/bold], {profile.path}", highlight=False)
-    console.print(", ".join(f"{name} {value}" for name, value in profile.facts.items()), highlight=False)
+    console.print(sentence(profile.conditions), highlight=False)
     for text in tables(profile):
         table = Table(*text.header, title=text.title, caption=text.note, title_justify="left", caption_justify="left")
         for row in text.rows:
@@ -52,7 +53,9 @@ def save(profile: Profile, folder: Path) -> list[Path]:
     template = Environment(loader=PackageLoader("scratchcuda.profiler", "."), autoescape=True).get_template(
         "report.html"
     )
-    html = template.render(profile=profile, tables=tables(profile), files=encoded)
+    html = template.render(
+        profile=profile, conditions=sentence(profile.conditions), tables=tables(profile), files=encoded
+    )
     for name, content in (found | {"report.html": html.encode()}).items():
         (folder / name).write_bytes(content)
     return [folder / name for name in (*found, "report.html")]

@@ -6,6 +6,7 @@ from matplotlib.ticker import EngFormatter
 
 from scratchcuda.profiler.profile import Profile
 from scratchcuda.profiler.race import Step
+from scratchcuda.profiler.turns import is_tie
 
 
 @dataclass
@@ -38,8 +39,7 @@ def ratio(quartiles: list[float] | None) -> str:
     """The median; or a tie, where the quartiles lie on both sides of 1."""
     if quartiles is None:
         return ""
-    low, median, high = quartiles
-    return "a tie" if low <= 1 <= high else f"{median:.2f}"
+    return "a tie" if is_tie(quartiles) else f"{quartiles[1]:.2f}"
 
 
 def _times(profile: Profile) -> Text:

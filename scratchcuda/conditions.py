@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 
 import scratchcuda
 from scratchcuda import _backend, use_backend
-from scratchcuda.compare import device_name
 
 SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,temperature.gpu"
 
@@ -54,6 +54,24 @@ def conditions(device: torch.device) -> dict[str, Any]:
         **_commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """The conditions, for a reader."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    commit = f"commit {found['commit'][:9]}{' with changes' if found['dirty'] else ''}, " if found["commit"] else ""
+    return f"{found['device']}, {threads}, {versions}, {commit}{found['date']}"
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the processor or card behind a torch device, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def versions() -> dict[str, str]:
