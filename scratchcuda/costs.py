@@ -135,6 +135,8 @@ _PER_ELEMENT = {
     "threshold_backward": 1,
     "dot": 2,
     "mv": 2,
+    "addmv": 2,
+    "addr": 3,
     "copy": 0,
     "clone": 0,
     "fill": 0,
@@ -170,10 +172,26 @@ _OTHERS: dict[str, Callable[[dict[str, Any], Any], int]] = {
 }
 
 
+def _attention(shapes: int) -> Callable[[dict[str, Any], Any], int]:
+    """So many products of queries (b, h, m, d) with keys (b, h, n, d)."""
+    return lambda of, out: shapes * 2 * of["query"].numel() * of["key"].shape[-2]
+
+
+#: Products of torch's ops that its own counter leaves out.
+_OF_TORCH: dict[str, Callable[[dict[str, Any], Any], int]] = {
+    "_addmm_activation": lambda of, out: 2 * of["mat1"].numel() * of["mat2"].shape[1],
+    "_scaled_dot_product_flash_attention_for_cpu": _attention(2),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention(5),
+}
+
+
 def _products(op: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    given = arguments(op, args, kwargs)
     if _is_ours(op):
-        shapes = (value.shape for value in args if isinstance(value, Tensor))
+        shapes = (value.shape for value in given.values() if isinstance(value, Tensor))
         return _PRODUCTS[name](*shapes) if name in _PRODUCTS else 0
+    if name in _OF_TORCH:
+        return _OF_TORCH[name](given, out)
     packet = op.overloadpacket
     if packet not in flop_registry and name.endswith("_"):  # torch has a formula for addmm, and none for addmm_
         packet = getattr(torch.ops.aten, name.removesuffix("_"), packet)
@@ -182,21 +200,21 @@ def _products(op: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _others(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
-    name = name.removesuffix("_")
-    if name in _OTHERS:
-        return _OTHERS[name](given, out)
-    most = max((tensor.numel() for tensor in tensors_of(given)), default=0)
-    if name in _PER_ELEMENT:
-        return _PER_ELEMENT[name] * most
+    bare = name.removesuffix("_").removeprefix("_foreach_")
+    if bare in _OTHERS:
+        return _OTHERS[bare](given, out)
+    numels = [tensor.numel() for tensor in tensors_of(given)]
     if name.startswith("_foreach_"):
-        return sum(tensor.numel() for tensor in tensors_of(given["self"]))
+        return _PER_ELEMENT.get(bare, 1) * sum(tensor.numel() for tensor in tensors_of(given["self"]))
+    if bare in _PER_ELEMENT:
+        return _PER_ELEMENT[bare] * max(numels)
     if torch.Tag.pointwise in op.tags:
         return sum(tensor.numel() for tensor in tensors_of(out))
-    return most if torch.Tag.reduction in op.tags else 0
+    return max(numels, default=0) if torch.Tag.reduction in op.tags else 0
 
 
-#: What does not read the tensor that it is given first: it fills it, or makes another like it.
-_FILLS = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_"}
+#: What does not read one of the tensors that it is given: "self", which it fills, or makes another like it.
+_FILLS = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_", "nll_loss_backward"}
 _FILLS |= {"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full"}
 
 #: What moves nothing, though its schema does not say that it is a view.
@@ -225,7 +243,8 @@ _MOVED: dict[str, Callable[[dict[str, Any], Any], int]] = {
     "index_select": _picked,
     "index": _picked,
     "embedding": _picked,
-    "nll_loss_forward": lambda of, out: stored(of["target"]) + _rows(of["self"][:, 0], len(of["target"])) + _sum(out),
+    "nll_loss_forward": lambda of, out: stored(of["target"]) + of["target"].numel() * of["self"].itemsize + _sum(out),
+    "embedding_dense_backward": lambda of, out: stored(of["grad_output"]) + stored(of["indices"]) + stored(out),
 }
 
 
@@ -234,13 +253,16 @@ def _bytes(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
         return 0
     if name in _MOVED:
         return _MOVED[name](given, out)
-    arguments = op._schema.arguments
-    read = {argument.name: given[argument.name] for argument in arguments if not argument.is_out}
-    if name in _FILLS:
-        del read[arguments[0].name]
+    schema = op._schema.arguments
+    read = {argument.name: given[argument.name] for argument in schema if not argument.is_out}
+    if name.replace("_foreach_", "") in _FILLS:
+        del read["self"]
     if given.get("is_first_step"):  # momentum is only written
         read.pop("momentum_buffers", None), read.pop("momentum_buffer_list", None)
-    written = [given[argument.name] for argument in arguments if argument.is_write]
+    mutable = [argument.name for argument in schema if argument.is_write]
+    if "grad_scale" in given and given["grad_scale"] is None:  # torch's fused updates unscale gradients, if asked
+        mutable.remove("grads")
+    written = [given[name] for name in mutable]
     values = out if isinstance(out, tuple) else (out,)
     written += [value for value, of in zip(values, op._schema.returns, strict=False) if of.alias_info is None]
     return _sum(read) + _sum(written)

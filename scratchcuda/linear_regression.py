@@ -125,8 +125,10 @@ class SimpleLinearRegression(Parameters):
                 with named("update"):
                     self._descend(x, delta, lr, weight_decay)
                 return loss
-            mean = self.mse_loss(y, y_pred)
-            self.update(x, y, y_pred, lr, **({"weight_decay": weight_decay} if weight_decay else {}))
+            with named("loss"):
+                mean = self.mse_loss(y, y_pred)
+            with named("update"):
+                self.update(x, y, y_pred, lr, **({"weight_decay": weight_decay} if weight_decay else {}))
             return mean
 
         path: FitPath | str = "the model has methods of its own"

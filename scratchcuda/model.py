@@ -280,8 +280,10 @@ class Model(Parameters):
                     loss, delta = self._loss_and_gradient(y_pred, y)
                 self._backpropagate(delta, lr, options)
                 return loss
-            mean = self.loss_f(y_pred, y)
-            self.update(y_pred, y, lr, **options)
+            with named("loss"):
+                mean = self.loss_f(y_pred, y)
+            with named("backward"):
+                self.update(y_pred, y, lr, **options)
             return mean
 
         network: Network | str = "the model has methods of its own"

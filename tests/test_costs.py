@@ -83,11 +83,18 @@ def test_our_ops_by_hand(name, dtype):
     assert found.flops == products + others
 
 
+def test_arguments_by_name():
+    op, d, x = torch.ops.scratchcuda.dense_backward_weights.default, D(), X()
+    assert costs.cost(op, (d,), {"x": x}, op(d, x)) == costs.cost(op, (d, x), {}, op(d, x))
+
+
 def test_every_op_is_counted_by_hand():
     assert {name.split()[0] for name in BY_HAND} == set(_library.SCHEMAS)
 
 
 X_, ONE = made(M, K), made(M, N)
+SGD = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1, "dampening": 0.0, "nesterov": False, "maximize": False}
+SGD |= {"is_first_step": False}
 TORCHS = {
     "addmm": (aten.addmm.default, (B(), X_, W()), {}, 2 * M * K * N, N + M * K + K * N + M * N),
     "addmm_": (aten.addmm_.default, (ONE.clone(), X_, W()), {}, 2 * M * K * N, 2 * M * N + M * K + K * N),
@@ -99,6 +106,11 @@ TORCHS = {
     "filled": (aten.fill_.Scalar, (ONE.clone(), 1), {}, 0, M * N),
     "view": (aten.t.default, (ONE,), {}, 0, 0),
     "picked": (aten.index_select.default, (ONE, 0, torch.tensor([1])), {}, 0, 2 * N + 2),
+    "foreach zero": (aten._foreach_zero_.default, ([ONE.clone(), B()],), {}, 0, M * N + N),
+    "fused": (aten._fused_sgd_.default, ([B()], [B()], []), SGD, 2 * N, 3 * N),
+    "fused momentum": (aten._fused_sgd_.default, ([B()], [B()], [B()]), SGD | {"momentum": 0.9}, 4 * N, 5 * N),
+    "vector": (aten.addmv.default, (B(), W().T.contiguous(), W()[:, 0]), {}, 2 * K * N, N + K * N + K + N),
+    "unbatched": (aten.nll_loss_forward.default, (B(), torch.tensor(1), None, 1, -100), {}, 0, 2 + 1 + 2),
     "foreach": (aten._foreach_add_.List, ([ONE.clone(), B()], [ONE, B()]), {}, M * N + N, 3 * (M * N + N)),
 }
 

@@ -67,6 +67,16 @@ def test_tables():
     assert "within the step they run faster" in steps.note  # 80 us of ops in 50 us
 
 
+def test_markup_in_names_is_text(tmp_path):
+    profile = made([row(0)])
+    profile.title = "<b> [/x] $y$"
+    console = Console(record=True, width=200, file=io.StringIO())
+    report.show(profile, console)
+    assert "<b> [/x] $y$" in console.export_text()
+    report.save(profile, tmp_path)
+    assert "<h1>&lt;b&gt; [/x] $y$</h1>" in (tmp_path / "report.html").read_text()
+
+
 def test_the_terminal_shows_all_of_it():
     console = Console(record=True, width=200, file=io.StringIO())
     report.show(made([row(0)]), console)
@@ -83,6 +93,7 @@ def test_no_label_of_the_plots_covers_another(count):
         (axes,) = figure.axes
         boxes = [Text.get_window_extent(text) for text in (*axes.texts, *axes.get_yticklabels()) if text.get_text()]
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert all(axes.get_window_extent().containsx(Text.get_window_extent(text).x1) for text in axes.texts)
         assert axes.get_xlabel()
     assert "FLOP / byte" in roofline.axes[0].get_xlabel()
     numbers = sorted(int(n) for text in roofline.axes[0].texts for n in text.get_text().split(", ") if n != "...")
@@ -143,9 +154,12 @@ def test_the_command_says_what_does_not_fit(arguments, message):
 
 
 def test_nsight(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["scratchcuda", "profile", "mlp", "--ncu", "--nsys", "--device", "cuda"])
-    ncu, nsys = run("mlp", "--ncu", "--nsys", "--device", "cuda").output.splitlines()
-    assert ncu.startswith("ncu ")
-    assert nsys.startswith("nsys profile ")
-    assert ncu.endswith(" scratchcuda profile mlp --device cuda --steps-only 3")
+    arguments = ["--sizes", "3, 4", "--ncu", "--nsys", "--device", "cuda"]
+    monkeypatch.setattr("sys.argv", ["scratchcuda", "profile", *arguments])
+    command = "scratchcuda profile --sizes '3, 4' --device cuda --steps-only 3"
+    assert run(*arguments).output.splitlines() == [
+        f"ncu --set full --nvtx --profile-from-start off --export scratchcuda {command}",
+        f"nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --output=scratchcuda {command}",
+    ]
+    assert run("--ncu").exit_code == 2
     assert run("mlp", "--steps-only", "2").exit_code == 0

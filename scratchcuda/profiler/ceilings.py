@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -72,7 +73,7 @@ def of(clock: Clock) -> Ceilings:
     """The ceilings of the clock's device, from the cache if they were measured under the same conditions."""
     key = repr((clock.name, sorted(_conditions(clock).items())))
     file = library.cache() / f"ceilings-{sha256(key.encode()).hexdigest()[:16]}.json"
-    if file.exists():
+    with suppress(OSError, ValueError, TypeError):  # none there, or not whole
         return Ceilings(**json.loads(file.read_text()))
     found = measure(clock)
     file.parent.mkdir(parents=True, exist_ok=True)

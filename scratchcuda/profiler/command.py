@@ -55,11 +55,11 @@ def profile_command(
     nsys: Annotated[bool, typer.Option("--nsys", help="Print the command line for Nsight Systems, and end.")] = False,
 ) -> None:
     """Profile a training step: for each op its times, its least work, what limits it, and the time that torch takes."""
+    work = _workload(workload, sizes, activation, batch)
     if ncu or nsys:
         arguments = [argument for argument in sys.argv[2:] if argument not in ("--ncu", "--nsys")]
         typer.echo("\n".join(kernels.nsight(tool, arguments) for tool, on in (("ncu", ncu), ("nsys", nsys)) if on))
         return
-    work = _workload(workload, sizes, activation, batch)
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ class Kernel:
     Attributes:
         name: of the kernel.
         grid, block: their sizes.
-        registers: of a thread; None where only an emulator ran.
+        registers: of a thread; None of the emulator's, and of what is no kernel, such as a copy.
         shared_bytes: of a block.
-        occupancy: share of a multiprocessor's threads that can run together: of ours from the binary, of torch's
-            kernels as torch.profiler estimates it; None where only an emulator ran.
+        occupancy: share of a multiprocessor's threads that can run together, from the binary of our kernels; None of
+            others.
     """
 
     name: str
@@ -81,20 +82,20 @@ def kernels_in(events: Events, name: str, occupancies: dict[str, float]) -> list
     Args:
         events: of a trace.
         name: of a range of record_function, which occurs once.
-        occupancies: of kernels that are known better than by the profiler's estimate.
+        occupancies: of kernels by name.
     """
     span = next(e for e in events if e.get("cat") == "user_annotation" and e["name"] == name)
     calls = [e for e in events if e.get("cat") in ("cuda_runtime", "cuda_driver")]
     within = (e for e in calls if span["ts"] <= e["ts"] <= span["ts"] + span["dur"])
     launches = {e["args"].get("correlation") for e in within}
-    found = [e for e in events if e.get("cat") == "kernel" and e["args"].get("correlation") in launches]
+    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
+    found = [e for e in events if e.get("cat") in kinds and e["args"].get("correlation") in launches]
     kernels = []
     for event in sorted(found, key=lambda event: event["ts"]):
         of, name = event["args"], event["name"]
-        estimate = of.get("est. achieved occupancy %")
-        occupancy = occupancies.get(name, None if estimate is None else estimate / 100)
         registers, shared = of.get("registers per thread"), of.get("shared memory", 0)
-        kernels.append(Kernel(name, of.get("grid", []), of.get("block", []), registers, shared, occupancy))
+        sizes = of.get("grid", []), of.get("block", [])
+        kernels.append(Kernel(name, *sizes, registers, shared, occupancies.get(name)))
     return kernels
 
 
@@ -136,7 +137,7 @@ def nsight(tool: str, arguments: Sequence[str]) -> str:
         tool: which.
         arguments: of ``scratchcuda profile``.
     """
-    command = f"scratchcuda profile {' '.join(arguments)} --steps-only 3"
+    command = f"{shlex.join(['scratchcuda', 'profile', *arguments])} --steps-only 3"
     if tool == "nsys":
         return f"nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --output=scratchcuda {command}"
     return f"ncu --set full --nvtx --profile-from-start off --export scratchcuda {command}"

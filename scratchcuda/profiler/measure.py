@@ -1,5 +1,6 @@
 """Measures each call of a step by itself: its times, its error, its kernels, torch's time for the same work."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -65,9 +66,14 @@ class Row:
         """FLOPs a second, of the cold time."""
         return self.flops / self.cold[1]
 
+    @property
+    def of_floor(self) -> float:
+        """The floor as a share of the cold time."""
+        return self.floor / self.cold[1]
+
 
 def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings, compile: bool) -> Row:
-    """Measure one call.
+    """Measure one call; whose it is, and how often, stays empty.
 
     Args:
         call: what was recorded.
@@ -90,19 +96,23 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
 
     with torch.no_grad():
         warm = clock.warm(run, restore)
-        cold, host = clock.cold(run, other), clock.host(run)
+        restore()
+        cold = clock.cold(run, other)
+        restore()
+        host = clock.host(run)
         eager = compiled = None
         if call.is_ours:
             twin = getattr(tensor_ops, call.op_name)
             eager = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)["quartiles"]
             if compile:
+                torch._dynamo.reset()  # or the twin's ninth shape would run eagerly
                 twin = torch.compile(twin, dynamic=False)
                 compiled = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)["quartiles"]
     return Row(
-        call.phase,
-        call.layer,
+        "",
+        "",
         call.name,
-        call.count,
+        0,
         [list(tensor.shape) for tensor in call.tensors],
         dtype,
         quartiles(warm),
@@ -132,7 +142,8 @@ def error_of(call: Call) -> float | None:
     except RuntimeError:  # some of torch's ops know no float64
         return None
     pairs = zip(found, expected, strict=True)
-    return max((_difference(a.double(), b.double()) for a, b in pairs if a.is_floating_point()), default=None)
+    errors = [_difference(a.double(), b.double()) for a, b in pairs if a.is_floating_point()]
+    return max(errors, key=lambda error: (math.isnan(error), error), default=None)  # NaN is the worst
 
 
 def _results(op: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> list[Tensor]:

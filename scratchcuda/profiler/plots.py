@@ -1,9 +1,11 @@
 """The plots of a profile: its roofline, and where the step's time goes."""
 
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -33,7 +35,8 @@ PLACES = [((d * x, d * y), side) for d in (9, 20, 32, 46, 62) for (x, y), side i
 
 def png(figure: Figure) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
+    with mpl.rc_context({"hatch.linewidth": 0.6, "text.parse_math": False}):
+        figure.savefig(buffer, dpi=120, format="png")
     return buffer.getvalue()
 
 
@@ -79,6 +82,14 @@ def _label(axes: Axes, points: list[tuple[float, float, int]]) -> None:
         else:
             groups.append([i])
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in pixels.values()]
+    for line in axes.lines:
+        if line.get_linestyle() != "None":  # the ceilings: some hundred dots along them
+            ends = axes.transData.transform(line.get_xydata())
+            for (x1, y1), (x2, y2) in pairwise(ends):
+                taken += [
+                    Bbox.from_bounds(x1 + t * (x2 - x1), y1 + t * (y2 - y1), 1, 1) for t in np.linspace(0, 1, 150)
+                ]
+    inside = axes.get_window_extent()
     for group in groups:
         place: dict[str, Any] = {
             "text": _listed(group),
@@ -92,7 +103,8 @@ def _label(axes: Axes, points: list[tuple[float, float, int]]) -> None:
             text = axes.annotate(xytext=offset, ha=side, **place)
             box = text.get_window_extent()
             text.remove()
-            crowds.append((box.count_overlaps(taken), box))
+            is_inside = inside.containsx(box.x0) and inside.containsx(box.x1) and inside.containsy(box.y0)
+            crowds.append((box.count_overlaps(taken) + (not is_inside), box))
             if crowds[-1][0] == 0:
                 break
         best = min(range(len(crowds)), key=lambda i: crowds[i][0])
@@ -140,6 +152,3 @@ def _seconds(row: Row) -> float:
 
 def _times(row: Row) -> str:
     return f", {row.calls} times" if row.calls > 1 else ""
-
-
-mpl.rcParams["hatch.linewidth"] = 0.6

@@ -64,7 +64,7 @@ class Profile:
         del found["trace"]
         for row, of in zip(self.rows, found["rows"], strict=True):
             most = self.ceilings.flops.get(row.dtype)
-            of |= {"bytes a second": row.bandwidth, "FLOPs a second": row.rate, "of floor": row.floor / row.cold[1]}
+            of |= {"bytes a second": row.bandwidth, "FLOPs a second": row.rate, "of floor": row.of_floor}
             of |= {"of copy": row.bandwidth / self.ceilings.bandwidth, "of products": most and row.rate / most}
         return found | {"seconds in ops": self.in_ops}
 
@@ -136,28 +136,40 @@ def profile(
         notices += kernels.notices(subject.device)
         if _backend.current == "emulator":
             notices.append("The emulator has run the kernels: times of theirs tell nothing of a GPU")
-        with Recorder(Ranges()) as recorder:
+        with Recorder(Ranges(), subject.device) as recorder:
             subject.show(recorder.ranges)
         if recorder.left_out:
             names = ", ".join(sorted(recorder.left_out))
-            notices.append(f"Left out, because their tensors are sparse, nested or of a class of their own: {names}")
-        calls = {call.kind: call for call in recorder.calls}
+            notices.append(
+                f"Left out, because their tensors are elsewhere, sparse, nested or of other classes: {names}"
+            )
+        calls = {kind: call for kind, call in recorder.calls.items() if call.cost.bytes}
+        is_profiled = torch.autograd._profiler_enabled()
+        if is_profiled:
+            notices.append("torch.profiler is at work outside of this: there is no trace, and no kernels are seen")
+        launched: list[list[kernels.Kernel]] = [[] for _ in calls]
         with torch.no_grad():
-            launched = kernels.launched([call.on_copies() for call in calls.values()], subject.device)
-        if subject.device.type == "cuda" and not any(launched):
+            if not (is_profiled and subject.device.type == "cuda"):
+                launched = kernels.launched([call.on_copies() for call in calls.values()], subject.device)
+        if subject.device.type == "cuda" and not is_profiled and not any(launched):
             notices.append("CUPTI has delivered no kernels: another profiler has it, or the driver refuses it")
         measured = {}
-        for i, (call, found) in enumerate(zip(calls.values(), launched, strict=True)):
+        for i, ((kind, call), found) in enumerate(zip(calls.items(), launched, strict=True)):
             progress(i, len(calls))
             try:
-                measured[call.kind] = measure(call, found, clock, limits, compile)
+                measured[kind] = measure(call, found, clock, limits, compile)
             except RuntimeError as error:  # such as what cannot be captured in a CUDA graph
                 notices.append(f"{call.name} is left out: {str(error).splitlines()[0]}")
-        known = [call for call in recorder.calls if call.kind in measured]
-        rows = [replace(measured[c.kind], phase=c.phase, layer=c.layer, calls=c.count) for c in known]
+        rows = [
+            replace(measured[kind], phase=phase, layer=layer, calls=count)
+            for (phase, layer, kind), count in recorder.places.items()
+            if kind in measured
+        ]
         if not rows:
             raise ValueError(f"model is {model!r}, expected one that does something that can be measured")
         dtype = rows[0].dtype
+        steps, failed = race.race(others if THIS in others else others | {THIS: subject}, dtype, samples, least=0.02)
+        notices += [f"There is no ratio to {name}: {reason}" for name, reason in failed.items()]
         return Profile(
             title or type(model).__name__,
             dtype,
@@ -165,8 +177,8 @@ def profile(
             conditions.conditions(subject.device),
             limits,
             rows,
-            race.race(others | {THIS: subject}, dtype, samples, least=0.02),
-            kernels.trace(partial(subject.show, Ranges()), subject.device),
+            steps,
+            {} if is_profiled else kernels.trace(partial(subject.show, Ranges()), subject.device),
             notices,
         )
 
@@ -191,6 +203,8 @@ def _subjects(
     if isinstance(model, Model | SimpleLinearRegression):
         if loss is not None or optimizer is not None:
             raise TypeError(f"{'loss' if loss else 'optimizer'} is given, expected none: fit has the model's own")
+        if targets is None:
+            raise TypeError("targets is None, expected those of the batch, as fit takes them")
         x, y = (data if isinstance(data, Tensor) else _as_tensor(data, model) for data in (inputs, targets))
         subject = FitSubject(model, x, y, lr)
         try:
@@ -204,7 +218,8 @@ def _subjects(
     theirs = optimizer or partial(torch.optim.SGD, lr=lr)
     others = torch_subjects(net, arguments, targets, loss, theirs, compile)
     if not is_ours:
-        return others.pop("torch eager"), others, []
+        this = others.pop("torch eager")
+        return this, {THIS: this} | others, []
     ours = optimizer or partial(scratchcuda.optim.SGD, lr=lr)
     return ModuleSubject(model, arguments, targets, loss, ours), others, []
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 
 import torch
 
@@ -23,17 +24,20 @@ class Step:
     Attributes:
         path: what served it.
         seconds: quartiles of its time, until the device has finished.
-        difference: of its losses to those of torch eager, relative, the largest of the first steps.
-        ratio: quartiles of torch eager's time divided by this one; None where the losses differ.
+        difference: of its losses to those of the first, the largest of some steps, relative to the largest loss; None
+            if they are not finite.
+        ratio: quartiles of the first one's time divided by this one; None where the losses differ.
     """
 
     path: str
     seconds: list[float]
-    difference: float
+    difference: float | None
     ratio: list[float] | None
 
 
-def race(subjects: Mapping[str, Subject], dtype: str, samples: int, least: float) -> dict[str, Step]:
+def race(
+    subjects: Mapping[str, Subject], dtype: str, samples: int, least: float
+) -> tuple[dict[str, Step], dict[str, str]]:
     """Time steps of these subjects in turns; the first is what the others are compared with.
 
     Args:
@@ -41,11 +45,21 @@ def race(subjects: Mapping[str, Subject], dtype: str, samples: int, least: float
         dtype: that they compute in.
         samples: measurements of each.
         least: seconds that a measurement takes at least.
+
+    Returns:
+        steps by name; and of those that cannot run, as where a compiler fails, why.
     """
-    losses, calls, counts = {}, {}, {}
-    wait = torch.cuda.synchronize if next(iter(subjects.values())).device.type == "cuda" else nothing
+    losses, calls, counts, failed = {}, {}, {}, {}
+    first = next(iter(subjects))
+    wait = torch.cuda.synchronize if subjects[first].device.type == "cuda" else nothing
     for name, subject in subjects.items():
-        subject.run(STEPS)  # compiles, captures, loads
+        try:
+            subject.run(STEPS)  # compiles, captures, loads
+        except Exception as error:
+            if name == first:
+                raise
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
         subject.reset()
         losses[name] = torch.tensor(subject.run(STEPS), dtype=torch.float64)
         subject.reset()
@@ -60,12 +74,12 @@ def race(subjects: Mapping[str, Subject], dtype: str, samples: int, least: float
 
     found = take_turns(calls, samples, before=start, after=wait)
     found = {name: [seconds / counts[name] for seconds in times] for name, times in found.items()}
-    first = next(iter(subjects))
     steps = {}
-    for name, subject in subjects.items():
-        differences = ((losses[name] - losses[first]) / losses[first]).abs()
-        difference = differences.max().item() if differences.isfinite().all() else float("inf")
-        agrees = difference <= AGREEMENT[dtype]
-        quotient = ratio(found[first], found[name])["quartiles"] if agrees else None
-        steps[name] = Step(subject.path, quartiles(found[name]), difference, quotient)
-    return steps
+    for name, times in found.items():
+        difference = ((losses[name] - losses[first]).abs().max() / losses[first].abs().max().clamp_min(1e-300)).item()
+        agrees = difference <= AGREEMENT.get(dtype, 0)  # NaN never does
+        quotient = ratio(found[first], times)["quartiles"] if agrees else None
+        steps[name] = Step(
+            subjects[name].path, quartiles(times), difference if isfinite(difference) else None, quotient
+        )
+    return steps, failed

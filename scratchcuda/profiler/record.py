@@ -1,5 +1,6 @@
 """Records the ops of a training step, each with its phase and its layer, and with copies of what it was called with."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Ranges:
         self._shown.pop().close()
         self.open.pop()
 
+    def close(self) -> None:
+        """Ends what is still open, as where a backward was left by an exception."""
+        while self._shown:
+            self.pop()
+
     @contextmanager
     def __call__(self, phase: str, layer: str) -> Iterator[None]:
         self.push(phase, layer)
@@ -52,6 +58,7 @@ def listening(ranges: Ranges) -> Iterator[None]:
         yield
     finally:
         _ranges.listener = before
+        ranges.close()
 
 
 @contextmanager
@@ -64,8 +71,8 @@ def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str],
     seen: set[Any] = set()  # held, or a new node might have the id of an old one
     handles: list[Any] = []
 
-    def take(outputs: Any, name: str) -> None:
-        nodes = [tensor.grad_fn for tensor in costs.tensors_of(outputs)]
+    def take(tensors: Any, name: str) -> None:
+        nodes = [tensor.grad_fn for tensor in costs.tensors_of(tensors)]
         while nodes:
             node = nodes.pop()
             if node is None or node in seen or type(node).__name__ == "AccumulateGrad":
@@ -76,12 +83,17 @@ def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str],
             nodes += [before for before, _ in node.next_functions]
 
     def watch(layer: nn.Module, name: str) -> None:
-        def leave(layer: nn.Module, args: Any, outputs: Any) -> None:
+        def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
+            take((args, kwargs), ranges.open[-1][1])  # what was done before belongs to who calls this layer
+            ranges.push("forward", name)
+
+        def leave(layer: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
             ranges.pop()
             take(outputs, name)
 
-        handles.append(layer.register_forward_pre_hook(lambda layer, args: ranges.push("forward", name)))
-        handles.append(layer.register_forward_hook(leave))
+        handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        # Always: after an exception that is caught, such as those by which checkpoints stop early.
+        handles.append(layer.register_forward_hook(leave, with_kwargs=True, always_call=True))
 
     for name, layer in module.named_modules():
         watch(layer, " ".join(filter(None, (name, type(layer).__name__))))
@@ -94,26 +106,18 @@ def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str],
 
 @dataclass
 class Call:
-    """A distinct call of an op: one or more times, by the same layer in the same phase, with tensors of one kind.
+    """A call of an op with tensors of one kind.
 
     Attributes:
-        phase: "batch", "forward", "loss", "backward" or "update".
-        layer: its name in the model; empty for what belongs to none.
         op: torch's, or one of ours.
-        args, kwargs: copies of what it was called with, at first.
+        args, kwargs: copies of what it was called with, the first time.
         cost: the least that it has to do.
-        kind: the op with the shapes, strides and dtypes of its tensors: all that its time depends on.
-        count: how often it was called.
     """
 
-    phase: str
-    layer: str
     op: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     cost: costs.Cost
-    kind: tuple[Any, ...]
-    count: int = 0
 
     def on_copies(self) -> "partial[Any]":
         """The same call, on data of its own."""
@@ -145,54 +149,53 @@ class Call:
 
 
 class Recorder(TorchDispatchMode):
-    """Records each op that is called within a range, on dense tensors; ``left_out`` are the names of all others."""
+    """Records each op that is called within a range, on dense tensors of a device.
 
-    def __init__(self, ranges: Ranges) -> None:
+    Attributes:
+        places: how often, by phase, layer and kind, in the order of the first time.
+        calls: by kind: the op with all that its time depends on.
+        left_out: the names of ops on other tensors.
+    """
+
+    def __init__(self, ranges: Ranges, device: torch.device) -> None:
         super().__init__()
-        self.ranges = ranges
-        self._found: dict[Any, Call] = {}
+        self.ranges, self.device = ranges, device
+        self.places: Counter[tuple[str, str, Any]] = Counter()
+        self.calls: dict[Any, Call] = {}
         self.left_out: set[str] = set()
-
-    @property
-    def calls(self) -> list[Call]:
-        """In the order of their first time."""
-        return [call for call in self._found.values() if call.cost.bytes]  # views do nothing
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         phase, layer = self.ranges.open[-1]
         if not phase or op.namespace == "profiler":  # record_function's own
             return op(*args, **kwargs)
-        if not _dense((args, kwargs)):
-            return self._leave_out(op, op(*args, **kwargs))
-        kind = op, _kind(args), _kind(kwargs)
-        key = phase, layer, kind
-        before = None if key in self._found else (copied(args), copied(kwargs))  # it may write
+        kind = _kind((op, args, kwargs), {}) if self._takes((args, kwargs)) else None
+        before = None if kind is None or kind in self.calls else (copied(args), copied(kwargs))  # it may write
         out = op(*args, **kwargs)
-        if not _dense(out):
-            return self._leave_out(op, out)
+        if kind is None or not self._takes(out):
+            self.left_out.add(str(op))
+            return out
         if before:
-            self._found[key] = Call(phase, layer, op, *before, costs.cost(op, args, kwargs, out), kind)
-        self._found[key].count += 1
+            self.calls[kind] = Call(op, *before, costs.cost(op, args, kwargs, out))
+        if self.calls[kind].cost.bytes:  # views do nothing
+            self.places[phase, layer, kind] += 1
         return out
 
-    def _leave_out(self, op: Any, out: Any) -> Any:
-        self.left_out.add(str(op))
-        return out
+    def _takes(self, value: Any) -> bool:
+        tensors = list(costs.tensors_of(value))
+        is_here = not tensors or any(tensor.device.type == self.device.type for tensor in tensors)
+        return is_here and all(map(plain, tensors))
 
 
-def _dense(value: Any) -> bool:
-    return all(map(plain, costs.tensors_of(value)))
-
-
-def _kind(value: Any) -> Any:
-    """All that matters for what a call costs."""
+def _kind(value: Any, seen: dict[Any, int]) -> Any:
+    """All that matters for what a call costs; ``seen`` tells tensors that are the same from others."""
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
+        of = value.shape, value.stride(), value.dtype
+        return *of, seen.setdefault((value.data_ptr(), *of), len(seen))
     if isinstance(value, list | tuple):
-        return tuple(map(_kind, value))
+        return tuple(_kind(item, seen) for item in value)
     if isinstance(value, dict):
-        return tuple((name, _kind(item)) for name, item in value.items())
+        return tuple((name, _kind(item, seen)) for name, item in value.items())
     return repr(value)
 
 

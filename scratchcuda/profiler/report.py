@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from scratchcuda.conditions import sentence
@@ -22,17 +23,17 @@ def show(profile: Profile, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
-    console.print(f"[bold]{profile.title}[/bold], {profile.path}", highlight=False)
+    console.print(f"[bold]{escape(profile.title)}[/bold], {profile.path}", highlight=False)
     console.print(sentence(profile.conditions), highlight=False)
     for text in tables(profile):
         table = Table(*text.header, title=text.title, caption=text.note, title_justify="left", caption_justify="left")
         for row in text.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         for column, value in zip(table.columns, text.rows[0], strict=True):
             column.justify = "right" if value[:1].isdigit() and "x" not in value else "left"
         console.print(table)
     for notice in profile.notices:
-        console.print(f"[yellow]{notice}[/yellow]", highlight=False)
+        console.print(f"[yellow]{escape(notice)}[/yellow]", highlight=False)
 
 
 def save(profile: Profile, folder: Path) -> list[Path]:

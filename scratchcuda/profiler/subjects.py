@@ -79,10 +79,9 @@ class ModuleSubject:
         optimizer: Optimizer,
         compiled: bool = False,
     ):
-        self.module, self.inputs, self.targets, self.loss = copy.deepcopy(module), copied(inputs), targets, loss
-        for given, own in zip(costs.tensors_of(inputs), costs.tensors_of(self.inputs), strict=True):
-            own.requires_grad_(given.requires_grad)
-        self.start = copy.deepcopy(module.state_dict())
+        self.module, self.loss = copy.deepcopy(module), copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+        self.given = inputs, targets
+        self.start = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
         self.path = "torch.compile" if compiled else "eager"
         self.device = next(costs.tensors_of((list(module.parameters()), list(inputs)))).device
         parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -94,9 +93,20 @@ class ModuleSubject:
             self.update = torch.compile(self.update)
         self.reset()
 
+    def _tensors(self) -> list[Tensor]:
+        """All that a step may change, in the module and in a loss that is one."""
+        modules = [self.module, *([self.loss] if isinstance(self.loss, nn.Module) else [])]
+        return [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
+
+    @torch.no_grad()
     def reset(self) -> None:
-        self.module.load_state_dict(self.start)
-        self.module.zero_grad()
+        for tensor, value in self.start:
+            tensor.copy_(value)
+            tensor.grad = None
+        # Of its own: a module may write into them, and they may get gradients.
+        self.inputs, self.targets = copied(self.given)
+        for given, own in zip(costs.tensors_of(self.given[0]), costs.tensors_of(self.inputs), strict=True):
+            own.requires_grad_(given.requires_grad)
         if self.optimizer:
             self.optimizer.state.clear()
         torch.manual_seed(0)  # of what is drawn within
@@ -115,8 +125,7 @@ class ModuleSubject:
                 loss.backward()
         with _ranges.named("update"):
             self.update()
-        self.module.zero_grad()
-        for tensor in costs.tensors_of(self.inputs):
+        for tensor in (*self._tensors(), *costs.tensors_of(self.inputs)):
             tensor.grad = None
 
     def run(self, steps: int) -> list[float]:
@@ -128,10 +137,13 @@ class ModuleSubject:
         return torch.stack(losses).tolist()
 
     def show(self, ranges: Ranges) -> None:
+        self.reset()
+        self.run(1)  # an optimizer's first step may differ from all others
         with listening(ranges), watching(self.module, ranges) as take:
             with _ranges.named("forward"):
                 outputs = self.module(*self.inputs)
             with _ranges.named("loss"):
+                take(outputs, "")
                 loss = self._loss(outputs)
                 take(loss, "loss")
             self._finish(loss)

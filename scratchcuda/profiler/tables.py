@@ -67,7 +67,7 @@ def _work(profile: Profile) -> Text:
         most = profile.ceilings.flops.get(row.dtype)
         texts = [engineering(row.flops, ""), engineering(row.bytes, "B"), engineering(row.rate, "")]
         texts += [engineering(row.bandwidth, "B"), f"{row.bandwidth / profile.ceilings.bandwidth:.1%}"]
-        texts += [f"{row.rate / most:.1%}" if most else "", f"{row.floor / row.cold[1]:.0%}", row.limit]
+        texts += [f"{row.rate / most:.1%}" if most else "", f"{row.of_floor:.0%}", row.limit]
         texts += ["" if row.error is None else f"{row.error:.0e}"]
         rows.append([str(i), row.op, tensors, *texts, *([ratio(row.eager), ratio(row.compiled)] if ours else [])])
     note = "The least that each call has to do; its rates and shares, of the cold time: of the bandwidth of a copy, of "
@@ -96,7 +96,13 @@ def _step(name: str, step: Step, is_first: bool) -> list[str]:
         ratios = ["1", ""]
     else:
         ratios = ["none: other losses", ""] if step.ratio is None else [ratio(step.ratio), spread(step.ratio, 1)[1]]
-    return [name, step.path, *spread(step.seconds, 1e6), *ratios, f"{step.difference:.0e}"]
+    return [
+        name,
+        step.path,
+        *spread(step.seconds, 1e6),
+        *ratios,
+        "" if step.difference is None else f"{step.difference:.0e}",
+    ]
 
 
 def _kernels(profile: Profile) -> Text:
