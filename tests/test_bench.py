@@ -306,6 +306,6 @@ def test_marks_are_filled_and_missed(monkeypatch):
     import marks
 
     page = "a\n<!-- x: begin -->\nformer text\n<!-- x: end -->\nb"
-    assert marks.filled(page, "x", "new\n") == page.replace("old", "new")
+    assert marks.filled(page, "x", "new\n") == page.replace("former text", "new")
     with pytest.raises(ValueError, match="no marks"):
         marks.filled(page, "y", "new")

@@ -73,7 +73,7 @@ def readme_not(results: Sequence[Result]) -> str:
     found = []
     for result in results:
         lines = []
-        for row in (row for part in ("fits", "steps", "scaling") for row in of_part(result, part)):
+        for row in (row for part in ("fits", "steps") for row in of_part(result, part)):
             best = row["fastest"][0]
             if OURS in row["peers"] and OURS not in row["fastest"]:
                 lead = row["peers"][OURS]["seconds"][1] / row["peers"][best]["seconds"][1]
