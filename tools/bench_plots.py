@@ -1,5 +1,6 @@
 """Plots of what scratchcuda bench has measured, readable without colours."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import matplotlib as mpl
 
 mpl.use("agg")
 from matplotlib import pyplot as plt  # the backend is chosen first
+from matplotlib.ticker import LogLocator
 
 #: One look for each peer in all plots: colour, marker, line.
 COLOURS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
@@ -54,30 +56,34 @@ def over_size(axis: str, rows: Sequence[Mapping[str, Any]], peers: Sequence[str]
     _save(figure, file, beneath)
 
 
-def ratios(rows: Sequence[Mapping[str, Any]], peers: Sequence[str], file: Path, beneath: str) -> None:
-    """Bars of how many times faster than torch.nn each peer's fits are, with the quartiles as whiskers."""
-    shown = [peer for peer in peers if peer != "torch.nn" and any(_is_right(row, peer) for row in rows)]
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.17 * len(shown) * len(rows)), layout="constrained")
-    thick = 0.85 / len(shown)
-    for i, peer in enumerate(shown):
-        of = [(j, row["peers"][peer]["ratio"]["quartiles"]) for j, row in enumerate(rows) if _is_right(row, peer)]
-        places = [j + (i - (len(shown) - 1) / 2) * thick for j, _ in of]
-        low, median, high = zip(*(quartiles for _, quartiles in of), strict=True)
-        whiskers = [
-            [m - lo for m, lo in zip(median, low, strict=True)],
-            [h - m for h, m in zip(high, median, strict=True)],
-        ]
-        hatch = ("", "//", "..", "xx", "--", "\\\\", "++", "oo", "||", "**")[i % 10]
-        style = {"color": COLOURS[(i + 1) % 9], "edgecolor": "black", "lw": 0.4, "hatch": hatch}
-        axes.barh(places, median, thick, xerr=whiskers, label=peer, error_kw={"lw": 0.8, "capsize": 1.5}, **style)
-    axes.axvline(1, color="black", lw=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("times as fast as torch.nn, median and quartiles")
-    axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    _save(figure, file, beneath)
+def ratios(rows: Sequence[Mapping[str, Any]], file: Path, beneath: str) -> None:
+    """A panel for each row: how many times faster than torch.nn each peer is, with the quartiles as whiskers."""
+    most, lines = max(len(row["peers"]) for row in rows), -(-len(rows) // 2)
+    figure, panels = plt.subplots(
+        lines, 2, figsize=(10, 0.8 + lines * (0.6 + 0.17 * most)), sharex=True, layout="constrained"
+    )
+    for row, panel in itertools.zip_longest(rows, panels.flat):
+        if row is None:
+            panel.axis("off")
+            continue
+        of = {peer: row["peers"][peer]["ratio"]["quartiles"] for peer in row["peers"] if _is_right(row, peer)}
+        of = {peer: quartiles for peer, quartiles in of.items() if peer != "torch.nn"}
+        shades = ["black" if peer in row["fastest"] else "darkgray" for peer in of]
+        medians = [median for _, median, _ in of.values()]
+        whiskers = [[m - low for low, m, _ in of.values()], [high - m for _, m, high in of.values()]]
+        # Bars grow from 1, faster to the right, slower to the left.
+        error = {"xerr": whiskers, "error_kw": {"lw": 1, "capsize": 2, "ecolor": "tab:red"}}
+        panel.barh(list(of), [median - 1 for median in medians], left=1, color=shades, **error)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter("")
+        panel.axvline(1, color="black", lw=0.8)
+        panel.invert_yaxis()
+        panel.tick_params(labelsize=8, labelbottom=True)
+        panel.set_title(row["label"], fontsize=9, loc="left")
+    text = "times as fast as torch.nn, median and quartiles; black: the fastest, and who ties with it"
+    _save(figure, file, f"{text}\n{beneath}")
 
 
 def _is_right(row: Mapping[str, Any], peer: str) -> bool:

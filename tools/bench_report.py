@@ -73,7 +73,7 @@ def readme_not(results: Sequence[Result]) -> str:
     found = []
     for result in results:
         lines = []
-        for row in (row for part in ("fits", "steps", "scaling") for row in of_part(result, part)):
+        for row in (row for part in ("fits", "steps") for row in of_part(result, part)):
             best = row["fastest"][0]
             if OURS in row["peers"] and OURS not in row["fastest"]:
                 lead = row["peers"][OURS]["seconds"][1] / row["peers"][best]["seconds"][1]
@@ -149,7 +149,7 @@ def everything(name: str, result: Result, folder: Path) -> str:
         lines = [[b["bar"], f"{b['target']:.3g}", _figure(b["measured"]), states[b["reached"]]] for b in bars]
         found.append(table(["bar", "at least", "measured", ""], lines))
     if fits := of_part(result, "fits"):
-        bench_plots.ratios(fits, peers, folder / f"bench-{name}-fits.png", _wrapped(beneath))
+        bench_plots.ratios(fits, folder / f"bench-{name}-fits.png", _wrapped(beneath))
         found += ["### Whole fits", f"![Ratios of whole fits](bench-{name}-fits.png)", *map(row_table, fits)]
     if steps := of_part(result, "steps"):
         found += ["### Steps", *map(row_table, steps)]

@@ -82,6 +82,6 @@ def measure(width: int, batch: int, activation: str, device: torch.device, round
     return row | {
         "spread": "interval",
         "peers": peers,
-        "fastest": fastest(agreeing, "interval"),
+        "fastest": fastest(agreeing, TORCH, "interval"),
         "notes": {},
     }

@@ -23,7 +23,7 @@ from scratchcuda.profiler.turns import fastest, ratio, take_turns
 PEERS: dict[str, Peer] = {TORCH: OF_TORCH[TORCH], SCRATCH: OURS[SCRATCH], **OF_TORCH, **OURS, **OTHERS}
 
 #: Seconds after which no further round of a row begins, if so many are done.
-ROW_SECONDS, LEAST_ROUNDS = 15.0, 5
+ROW_SECONDS, LEAST_ROUNDS = 10.0, 5
 
 
 def resized(work: Workload, rows: int, valid: int, **changes: Any) -> Workload:
@@ -128,7 +128,7 @@ def measure(
         "loss": [judge.before, judge.after],
         "spread": "quartiles",
         "peers": rows,
-        "fastest": fastest(agreeing, "quartiles"),
+        "fastest": fastest(agreeing, TORCH, "quartiles"),
         "notes": notes,
         "errors": errors,
     }

@@ -209,7 +209,12 @@ def measure(
         peers[who] |= {"seconds": quartiles(warm), "samples": warm, "cold": quartiles(cold), "cold samples": cold}
         peers[who]["ratio"] = ratio(times["warm"][operation.torchs_name], warm)
     row = {"kind": "op", "op": operation.op, "shape": shape, "dtype": dtype, "bytes": work.bytes, "flops": work.flops}
-    row |= {"spread": "quartiles", "peers": peers, "fastest": fastest(times["warm"], "quartiles"), "notes": {}}
+    row |= {
+        "spread": "quartiles",
+        "peers": peers,
+        "fastest": fastest(times["warm"], operation.torchs_name, "quartiles"),
+        "notes": {},
+    }
     if peers[OURS]["agrees"]:
         seconds = peers[OURS]["seconds"][1]
         floor, limit = limits.floor(work.bytes, work.flops, dtype)

@@ -69,7 +69,7 @@ def is_tie(ratio: Sequence[float]) -> bool:
     return ratio[0] <= 1 <= ratio[2]
 
 
-def fastest(samples: Mapping[str, Sequence[float]], spread: str) -> list[str]:
-    """Who has the least median, and whoever ties with it."""
-    best = min(samples, key=lambda who: statistics.median(samples[who]))
+def fastest(samples: Mapping[str, Sequence[float]], reference: str, spread: str) -> list[str]:
+    """Who is the most times faster than the reference, and whoever ties with it."""
+    best = max(samples, key=lambda who: ratio(samples[reference], samples[who])[spread][1])
     return [best, *(who for who in samples if who != best and is_tie(ratio(samples[who], samples[best])[spread]))]
