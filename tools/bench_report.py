@@ -1,8 +1,9 @@
-"""Writes what scratchcuda bench has measured into README.md, docs/benchmarks.md and docs/drop-in.md, and its plots.
+"""Writes what scratchcuda bench and profile have measured into README.md, docs/benchmarks.md and docs/drop-in.md.
 
     python tools/bench_report.py [--results benchmarks/results] [--root .]
 
-All figures come from the JSON files in that folder, one for each device; none is typed by hand.
+All figures come from the JSON files in that folder, one for each device, and a profile.json of the README's profile; none
+is typed by hand. The plots go into docs.
 """
 
 import argparse
@@ -16,6 +17,9 @@ import bench_plots
 from marks import fill
 
 from scratchcuda.bench.show import duration, times, verdict
+from scratchcuda.conditions import sentence
+from scratchcuda.profiler import Profile, plots
+from scratchcuda.profiler.tables import engineering
 from scratchcuda.profiler.turns import is_tie
 
 Row = Mapping[str, Any]
@@ -39,17 +43,13 @@ def of_part(result: Result, part: str) -> list[Row]:
 
 def conditions(result: Result) -> str:
     """The device, what runs there, and how much the times vary, in a sentence."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    threads = "one thread" if result["threads"] == 1 else f"{result['threads']} threads"
-    commit = f"commit {result['commit'][:9]}" if result["commit"] else "no commit"
     spreads = [(q[2] - q[0]) / q[1] for row in of_part(result, "fits") if (q := row["peers"][TORCH]["seconds"])]
     noise = (
         f"; half of torch.nn's own times lie within {max(spreads):.0%}, in the median row within " if spreads else ""
     )
     noise += f"{statistics.median(spreads):.0%}" if spreads else ""
-    changed = " with changes" if result["dirty"] else ""
     dry = "A DRY RUN, WHICH MEASURES NOTHING. " if result["dry"] else ""
-    return f"{dry}{result['device']}, {threads}, {versions}, {commit}{changed}, {result['date']}{noise}."
+    return f"{dry}{sentence(result)}{noise}."
 
 
 def readme_fits(results: Sequence[Result]) -> str:
@@ -176,6 +176,24 @@ def _wrapped(text: str) -> str:
     return f"{text[:middle]}\n{text[middle:].strip()}"
 
 
+def profiled(profile: Profile, docs: Path) -> str:
+    """The README's profile: the most expensive rows of its tables, and the plot of its step, a file in docs."""
+    (docs / "profile.png").write_bytes(plots.png(plots.bars(profile)))
+    head = ["", "phase", "layer", "op", "warm, µs", "cold, µs", "FLOP", "bytes", "of floor", "limited by"]
+    lines = []
+    for i, row in enumerate(profile.rows, 1):
+        times = [f"{1e6 * seconds[1]:.3g}" for seconds in (row.warm, row.cold)]
+        work = [engineering(row.flops, ""), engineering(row.bytes, "B"), f"{row.of_floor:.0%}", row.limit]
+        lines.append([str(i), row.phase, row.layer, row.op, *times, *work])
+    first, this = next(iter(profile.steps)), profile.steps["this"]
+    text = (
+        f"{profile.title}, {profile.path}: {sentence(profile.conditions)}. A step takes {duration(this.seconds[1])}, "
+    )
+    text += f"{'as long as' if is_tie(this.ratio) else f'{this.ratio[1]:.2f} times as fast as'} {first}; its ops by "
+    text += f"themselves take {duration(profile.in_ops)}."
+    return f"{table(head, lines)}\n\n{text}\n\n![The step's time by op](docs/profile.png)"
+
+
 def main() -> None:
     here = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,12 +201,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=here, help="of README.md and docs")
     arguments = parser.parse_args()
     results = {file.stem: json.loads(file.read_text()) for file in sorted(arguments.results.glob("*.json"))}
+    profile = results.pop("profile", None)
     if not results:
         parser.error(f"there is no JSON file in {arguments.results}")
     readme, docs = arguments.root / "README.md", arguments.root / "docs"
     every = list(results.values())
     fill(readme, "fits", readme_fits(every))
     fill(readme, "when not", readme_not(every))
+    if profile is not None:
+        fill(readme, "profile", profiled(Profile.from_dict(profile), docs))
     steps = [f"{conditions(result)}\n\n{steps_table(rows)}" for result in every if (rows := of_part(result, "drop-in"))]
     fill(docs / "drop-in.md", "steps", "\n\n".join(steps))
     fill(docs / "benchmarks.md", "all", "\n\n".join(everything(name, of, docs) for name, of in results.items()))
