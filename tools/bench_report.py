@@ -2,8 +2,8 @@
 
     python tools/bench_report.py [--results benchmarks/results] [--root .]
 
-All figures come from the JSON files in that folder, one for each device, and a profile.json of the README's profile; none
-is typed by hand. The plots go into docs.
+All figures come from the JSON files in that folder, one for each device, and profile.json for the README's profile; no
+figure is typed by hand. The plots go into docs.
 """
 
 import argparse
