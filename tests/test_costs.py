@@ -28,6 +28,8 @@ ROWS = torch.arange(M)  # class indices, numbers of samples
 BY_HAND = {
     "dense none": ([X, W, None, "none"], 2 * M * K * N, 0, M * K + K * N + M * N, 0),
     "dense bias": ([X, W, B, "sigmoid"], 2 * M * K * N, M * N + 4 * M * N, M * K + K * N + N + M * N, 0),
+    "dense rows of rows": ([lambda: made(2, M, K), W, None, "none"], 4 * M * K * N, 0, 2 * M * (K + N) + K * N, 0),
+    "dense_backward_input rows": ([lambda: made(2, M, N), W], 4 * M * K * N, 0, 2 * M * (K + N) + K * N, 0),
     "dense_backward_input": ([D, W], 2 * M * K * N, 0, M * N + K * N + M * K, 0),
     "dense_backward_input tanh": ([D, W, X, "tanh"], 2 * M * K * N, 3 * M * K, M * N + K * N + 2 * M * K, 0),
     "dense_backward_weights": ([D, X], 2 * M * K * N, M * N, M * N + M * K + K * N + N, 0),

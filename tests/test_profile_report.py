@@ -1,8 +1,11 @@
 """What a profile is shown as: tables, plots, files, and the command line."""
 
+import importlib
 import io
 import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +70,21 @@ def test_tables():
     assert "within the step they run faster" in steps.note  # 80 us of ops in 50 us
 
 
+def test_many_ops_are_bars_by_layer_and_phase():
+    rows = [replace(row(i, warm=1e-5), layer=f"{i % 4} Dense") for i in range(40)]
+    axes = plots.bars(made(rows)).axes[0]
+    assert len(axes.patches) == 4 * len(plots.PHASES)
+    assert axes.get_yticklabels()[0].get_text() == "0 Dense: 2 ops"
+
+
+def test_the_readme_shows_a_profile(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "tools"))
+    text = importlib.import_module("bench_report").profiled(made([row(0), row(1)]), tmp_path)
+    assert text.splitlines()[2].startswith("| 1 | batch | 0 Dense | mm.out | 20 | 40 | 1 k | 4 kB | 25% | memory |")
+    assert "A step takes 50 µs, 1.80 times as fast as torch eager" in text
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_markup_in_names_is_text(tmp_path):
     profile = made([row(0)])
     profile.title = "<b> [/x] $y$"
@@ -99,6 +117,8 @@ def test_no_label_of_the_plots_covers_another(count):
     numbers = sorted(int(n) for text in roofline.axes[0].texts for n in text.get_text().split(", ") if n != "...")
     assert numbers == list(range(1, count + 1))
     assert len(bars.axes[0].patches) == min(count, plots.BARS + 1)
+    total = sum(row.calls * row.warm[1] for row in profile.rows)
+    assert sum(bar.get_width() for bar in bars.axes[0].patches) == pytest.approx(total)
 
 
 def test_ops_without_flops_are_not_in_the_roofline():

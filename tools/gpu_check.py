@@ -41,6 +41,19 @@ DIFFERENCES = "GPU minus emulator, relative by norm"
 #: Seconds that all of it may take, and each part.
 ALL_SECONDS, BUILD_SECONDS, TEST_SECONDS, PROFILE_SECONDS, BENCH_SECONDS = 470, 240, 200, 60, 160
 
+#: Beside torch.nn; compilers would take all the time there is.
+PEERS = [
+    f"--peers={peer}"
+    for peer in (
+        "scratchcuda",
+        "scratchcuda, overlapping launches",
+        "scratchcuda.nn, converted",
+        "torch.nn, fused SGD",
+        "torch.nn, CUDA Graph",
+        "JAX, jit of the fit",
+    )
+]
+
 
 class Check:
     """One run: where it writes, and how its parts are run.
@@ -164,7 +177,7 @@ def sanitizer(tool: str) -> Callable[[Check], dict]:
 
 def bench(check: Check) -> dict:
     # No row begins after these seconds; one can take some time.
-    command = [sys.executable, "-m", "scratchcuda", "bench", "fits", "steps", "ops"]
+    command = [sys.executable, "-m", "scratchcuda", "bench", "fits", "steps", "ops", *PEERS]
     command += ["--seconds", str(check.seconds(BENCH_SECONDS) - 25)]
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder, "gpu.json")

@@ -23,7 +23,7 @@ PHASES = {
     "backward": ("s", "//", "tab:orange"),
     "update": ("^", "\\\\", "tab:green"),
 }
-#: Bars of the most expensive rows; the others are one bar.
+#: Bars at most; the least expensive others are one bar.
 BARS = 24
 #: Points of the roofline that are nearer than this (pixels) share a label, which stands at one of these places around
 #: the first (offset in points, and the side of the text that is next to the point).
@@ -119,13 +119,23 @@ def _listed(numbers: list[int]) -> str:
 
 
 def bars(profile: Profile) -> Figure:
-    """The step's time by op: the most expensive ones, in the order of the step."""
-    by_time = sorted(profile.rows, key=_seconds, reverse=True)
-    chosen = [(i, row) for i, row in enumerate(profile.rows, 1) if any(row is other for other in by_time[:BARS])]
-    rest = by_time[BARS:]
-    lines = [(f"{i}  {row.layer or row.phase}: {row.op}{_times(row)}", _seconds(row), row.phase) for i, row in chosen]
+    """The step's time in order: by op, or, of many, by layer and phase; of too many the most expensive ones."""
+    lines = [
+        (f"{i}  {_place(row)}: {row.op}{_times(row)}", _seconds(row), row.phase)
+        for i, row in enumerate(profile.rows, 1)
+    ]
+    if len(lines) > BARS:
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for row in profile.rows:
+            groups.setdefault((_place(row), row.phase), []).append(row)
+        lines = [
+            (f"{place}: {len(rows)} ops", sum(map(_seconds, rows)), phase) for (place, phase), rows in groups.items()
+        ]
+    least = sorted((seconds for _, seconds, _ in lines), reverse=True)[:BARS][-1]
+    rest = [seconds for _, seconds, _ in lines if seconds < least]
+    lines = [line for line in lines if line[1] >= least]
     if rest:
-        lines.append((f"the {len(rest)} others", sum(map(_seconds, rest)), ""))
+        lines.append((f"the {len(rest)} others", sum(rest), ""))
     figure = Figure(figsize=(9, 1.6 + 0.27 * len(lines)), layout="constrained")
     axes = figure.subplots()
     seen = set()
@@ -148,6 +158,10 @@ def bars(profile: Profile) -> Figure:
 
 def _seconds(row: Row) -> float:
     return row.calls * row.warm[1]
+
+
+def _place(row: Row) -> str:
+    return row.layer or row.phase
 
 
 def _times(row: Row) -> str:

@@ -140,9 +140,8 @@ def profile(
             subject.show(recorder.ranges)
         if recorder.left_out:
             names = ", ".join(sorted(recorder.left_out))
-            notices.append(
-                f"Left out, because their tensors are elsewhere, sparse, nested or of other classes: {names}"
-            )
+            reason = "their tensors are elsewhere, sparse, nested or of other classes, or their work cannot be told"
+            notices.append(f"Left out, because {reason}: {names}")
         calls = {kind: call for kind, call in recorder.calls.items() if call.cost.bytes}
         is_profiled = torch.autograd._profiler_enabled()
         if is_profiled:

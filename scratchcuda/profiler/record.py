@@ -176,7 +176,12 @@ class Recorder(TorchDispatchMode):
             self.left_out.add(str(op))
             return out
         if before:
-            self.calls[kind] = Call(op, *before, costs.cost(op, args, kwargs, out))
+            try:
+                work = costs.cost(op, args, kwargs, out)
+            except Exception:  # of any op there is; a step must not fail of being watched
+                self.left_out.add(str(op))
+                return out
+            self.calls[kind] = Call(op, *before, work)
         if self.calls[kind].cost.bytes:  # views do nothing
             self.places[phase, layer, kind] += 1
         return out

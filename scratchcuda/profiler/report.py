@@ -14,8 +14,8 @@ from scratchcuda.profiler import plots
 from scratchcuda.profiler.profile import Profile
 from scratchcuda.profiler.tables import tables
 
-#: Columns of the terminal where the tables need no folding; used where the output is no terminal.
-WIDTH = 160
+#: Columns of the terminal that the tables need; used where the output is no terminal.
+WIDTH = 140
 
 
 def show(profile: Profile, console: Console | None = None) -> None:
@@ -26,10 +26,18 @@ def show(profile: Profile, console: Console | None = None) -> None:
     console.print(f"[bold]{escape(profile.title)}[/bold], {profile.path}", highlight=False)
     console.print(sentence(profile.conditions), highlight=False)
     for text in tables(profile):
-        table = Table(*text.header, title=text.title, caption=text.note, title_justify="left", caption_justify="left")
+        # Where there is no room for all, without the quartiles, which the files have.
+        kept = [i for i, name in enumerate(text.header) if name != "quartiles" or console.width >= WIDTH]
+        table = Table(
+            *(text.header[i] for i in kept),
+            title=text.title,
+            caption=text.note,
+            title_justify="left",
+            caption_justify="left",
+        )
         for row in text.rows:
-            table.add_row(*map(escape, row))
-        for column, value in zip(table.columns, text.rows[0], strict=True):
+            table.add_row(*(escape(row[i]) for i in kept))
+        for column, value in zip(table.columns, (text.rows[0][i] for i in kept), strict=True):
             column.justify = "right" if value[:1].isdigit() and "x" not in value else "left"
         console.print(table)
     for notice in profile.notices:
