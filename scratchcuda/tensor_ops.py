@@ -33,17 +33,23 @@ def dense_backward_input(delta: Tensor, w: Tensor, a: Tensor | None = None, acti
 
 def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     # delta (..., n_out), x (..., n_in) -> dw (n_in, n_out), in memory as torch.nn's weights (n_out, n_in), db (n_out,)
-    m = math.prod(delta.shape[:-1])  # -1 would be ambiguous beside 0 features
-    rows = delta.reshape(m, delta.shape[-1])
-    return (rows.mT @ x.reshape(m, x.shape[-1])).mT, rows.sum(0)
+    rows, inputs = _rows(delta), _rows(x)
+    return (rows.mT @ inputs).mT, rows.sum(0)
+
+
+def _rows(x: Tensor) -> Tensor:
+    # (..., n) -> (m, n); -1 for m would be ambiguous beside 0 features
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @torch.no_grad()
 def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float) -> None:
     # delta (..., n_out), x (..., n_in), w (n_in, n_out), b (n_out,)
-    dw, db = dense_backward_weights(delta, x)
+    rows, inputs = _rows(delta), _rows(x)
+    # In the order in which the weights lie: to add a gradient in another takes many times as long.
+    dw = inputs.mT @ rows if w.is_contiguous() else (rows.mT @ inputs).mT
     sgd_update_([w], [dw], [], lr, weight_decay)
-    sgd_update_([b], [db], [], lr)
+    sgd_update_([b], [rows.sum(0)], [], lr)
 
 
 def relu(z: Tensor) -> Tensor:

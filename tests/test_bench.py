@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import marks
 import pytest
 import torch
 from torch import nn
@@ -197,7 +198,7 @@ def test_losses_of_parameters_are_of_one_function():
 def test_small_steps(monkeypatch):
     """In turns, and no ratio for other losses."""
     row = drop_in.measure(8, 4, "ReLU", CPU, 4)
-    assert all(len(peer["samples"]) == 4 and peer["agrees"] for peer in row["peers"].values())
+    assert all(len(peer["seconds"]) == 3 and peer["agrees"] for peer in row["peers"].values())
     right = drop_in.step_of
     monkeypatch.setattr(drop_in, "step_of", lambda peer, net, x, y: right(peer, net, x + (peer == "converted"), y))
     row = drop_in.measure(8, 4, "ReLU", CPU, 4)
@@ -301,10 +302,7 @@ def test_bad_options_are_exit_status_2(arguments, message, monkeypatch):
     assert message in result.output
 
 
-def test_marks_are_filled_and_missed(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import marks
-
+def test_marks_are_filled_and_missed():
     page = "a\n<!-- x: begin -->\nformer text\n<!-- x: end -->\nb"
     assert marks.filled(page, "x", "new\n") == page.replace("former text", "new")
     with pytest.raises(ValueError, match="no marks"):

@@ -1,15 +1,9 @@
 """What nvcc makes of the kernels, by tools/kernel_report.py. It takes nvcc, but no GPU."""
 
-import importlib.util
 import re
-from pathlib import Path
 
+import kernel_report as report
 import pytest
-
-TOOL = Path(__file__).parents[1] / "tools" / "kernel_report.py"
-spec = importlib.util.spec_from_file_location("kernel_report", TOOL)
-report = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(report)
 
 pytestmark = [
     pytest.mark.backends("tensor"),  # once: no backend has a part in it

@@ -177,18 +177,18 @@ def _wrapped(text: str) -> str:
 
 
 def profiled(profile: Profile, docs: Path) -> str:
-    """The README's profile: the most expensive rows of its tables, and the plot of its step, a file in docs."""
+    """The README's profile: the ten most expensive ops of the step, and the plot of all of it, a file in docs."""
     (docs / "profile.png").write_bytes(plots.png(plots.bars(profile)))
     head = ["", "phase", "layer", "op", "warm, µs", "cold, µs", "FLOP", "bytes", "of floor", "limited by"]
     lines = []
-    for i, row in enumerate(profile.rows, 1):
+    chosen = sorted(enumerate(profile.rows, 1), key=lambda numbered: numbered[1].calls * numbered[1].warm[1])[-10:]
+    for i, row in sorted(chosen, key=lambda numbered: numbered[0]):
         times = [f"{1e6 * seconds[1]:.3g}" for seconds in (row.warm, row.cold)]
         work = [engineering(row.flops, ""), engineering(row.bytes, "B"), f"{row.of_floor:.0%}", row.limit]
         lines.append([str(i), row.phase, row.layer, row.op, *times, *work])
     first, this = next(iter(profile.steps)), profile.steps["this"]
-    text = (
-        f"{profile.title}, {profile.path}: {sentence(profile.conditions)}. A step takes {duration(this.seconds[1])}, "
-    )
+    text = f"The most expensive ops of a {profile.title}, {profile.path}: {sentence(profile.conditions)}. "
+    text += f"A step takes {duration(this.seconds[1])}, "
     text += f"{'as long as' if is_tie(this.ratio) else f'{this.ratio[1]:.2f} times as fast as'} {first}; its ops by "
     text += f"themselves take {duration(profile.in_ops)}."
     return f"{table(head, lines)}\n\n{text}\n\n![The step's time by op](docs/profile.png)"
