@@ -13,6 +13,7 @@ from scratchcuda import costs, tensor_ops
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
 from scratchcuda.profiler.kernels import Kernel
+from scratchcuda.profiler.race import AGREEMENT
 from scratchcuda.profiler.record import Call, copied
 from scratchcuda.profiler.turns import ratio
 
@@ -35,7 +36,7 @@ class Row:
         error: ||result - oracle|| / ||oracle||, in float64; None where torch's float64 is its own oracle, or where it
             draws random numbers.
         eager, compiled: the time of torch's functions for the same work, eager and compiled, divided by this one, warm;
-            None where this is torch's function.
+            None where this is torch's function, and where the error says that the results differ.
     """
 
     phase: str
@@ -101,7 +102,7 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
         restore()
         host = clock.host(run)
         eager = compiled = None
-        if call.is_ours:
+        if call.is_ours and (error is None or error <= AGREEMENT[dtype]):  # nothing is said of other results
             twin = getattr(tensor_ops, call.op_name)
             eager = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)["quartiles"]
             if compile:

@@ -120,7 +120,8 @@ def profile(
         loss: of a module's outputs and the targets -> (); the mean square of the outputs if None.
         optimizer: of a module, from its parameters; SGD if None, scratchcuda's if the module has layers of ours.
         lr: learning rate of fit, or of SGD.
-        compile: whether to compare with torch.compile, which takes seconds for each distinct op of ours.
+        compile: whether to compare with torch.compile, which takes seconds for each distinct op of ours; what it has
+            compiled in this process before is dropped.
         title: of the report.
         samples: measurements of each time.
         clock, limits: of the device; made or measured if None.

@@ -11,8 +11,9 @@ from scratchcuda.profiler.clocks import nothing, quartiles
 from scratchcuda.profiler.subjects import Subject
 from scratchcuda.profiler.turns import ratio, take_turns
 
-#: Steps that are compared before any is timed, and the largest relative difference of a loss that counts as the same.
-#: So few steps add up some dozen roundings of sums of a thousand terms; of 16 bits each loss has three digits or fewer.
+#: Steps that are compared before any is timed, and the largest relative difference of a loss, or of an op's result,
+#: that counts as the same: so few steps add up some dozen roundings of sums of a thousand terms; of 16 bits each loss
+#: has three digits or fewer.
 STEPS = 5
 AGREEMENT = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
 
