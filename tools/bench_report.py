@@ -63,7 +63,7 @@ def readme_fits(results: Sequence[Result]) -> str:
             bold = [
                 f"**{cell}**" if peer in row["fastest"] else cell for peer, cell in zip(columns, cells, strict=True)
             ]
-            lines.append([row["label"], f"{1e3 * row['peers'][TORCH]['seconds'][1]:.3g}", *bold])
+            lines.append([row["label"], times(1e3 * row["peers"][TORCH]["seconds"][1]), *bold])
         found += [table(["whole fit", "torch.nn, ms", *columns], lines), conditions(result)]
     return "\n\n".join(found)
 
