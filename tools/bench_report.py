@@ -102,11 +102,14 @@ def row_table(row: Row) -> str:
 
 
 def scaling_table(axis: str, rows: Sequence[Row]) -> str:
-    peers = bench_plots.names(rows)
     lines = []
-    for name in peers:
-        cells = [row["peers"].get(name) for row in rows]
-        lines.append([name, *(f"{duration(c['seconds'][1])} ({verdict(c, 'quartiles')})" if c else "" for c in cells)])
+    for name in bench_plots.names(rows):
+        cells = []
+        for row in rows:
+            peer = row["peers"].get(name)
+            text = f"{duration(peer['seconds'][1])} ({verdict(peer, 'quartiles')})" if peer else ""
+            cells.append(f"**{text}**" if name in row["fastest"] else text)
+        lines.append([name, *cells])
     return table([axis, *(str(row["size"]) for row in rows)], lines)
 
 
@@ -154,7 +157,9 @@ def everything(name: str, result: Result, folder: Path) -> str:
     if steps := of_part(result, "steps"):
         found += ["### Steps", *map(row_table, steps)]
     if scaling := of_part(result, "scaling"):
-        found.append("### Scaling\n\nMedians; in brackets, how many times faster than torch.nn.")
+        found.append(
+            "### Scaling\n\nMedians; in brackets, how many times faster than torch.nn; bold: the fastest, and who ties with it."
+        )
         for axis in dict.fromkeys(row["axis"] for row in scaling):
             rows = [row for row in scaling if row["axis"] == axis]
             file = f"bench-{name}-{axis}.png"
