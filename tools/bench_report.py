@@ -157,9 +157,8 @@ def everything(name: str, result: Result, folder: Path) -> str:
     if steps := of_part(result, "steps"):
         found += ["### Steps", *map(row_table, steps)]
     if scaling := of_part(result, "scaling"):
-        found.append(
-            "### Scaling\n\nMedians; in brackets, how many times faster than torch.nn; bold: the fastest, and who ties with it."
-        )
+        text = "Medians; in brackets, how many times faster than torch.nn; bold: the fastest, and who ties with it."
+        found.append(f"### Scaling\n\n{text}")
         for axis in dict.fromkeys(row["axis"] for row in scaling):
             rows = [row for row in scaling if row["axis"] == axis]
             file = f"bench-{name}-{axis}.png"
