@@ -17,6 +17,7 @@ from rich.table import Table
 from scratchcuda import __version__, doctor
 from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
+from scratchcuda.options import check_device
 from scratchcuda.profiler.command import profile_command
 
 mpl.use("agg")
@@ -87,10 +88,7 @@ def compare_command(
             raise typer.BadParameter(f"{path} is no file in an existing folder", param_hint=option)
     if lr is not None and not math.isfinite(lr):
         raise typer.BadParameter(f"{lr} is not finite", param_hint="--lr")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
+    check_device(device)
     torch.set_num_threads(threads)
     console = Console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

@@ -46,9 +46,8 @@ def cost(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Co
     """
     if op.is_view:
         return Cost(0, 0, 0)
-    name = _name(op)
-    given = arguments(op, args, kwargs)
-    products = _products(op, name, args, kwargs, out)
+    name, given = name_of(op), arguments(op, args, kwargs)
+    products = _products(op, name, given, args, kwargs, out)
     return Cost(products, _others(op, name, given, out), _bytes(op, name, given, out))
 
 
@@ -60,11 +59,13 @@ def register(packet: Any) -> None:
         register_flop_formula(packet)(lambda *shapes, out_shape=None, **kwargs: formula(*shapes))
 
 
-def _name(op: Any) -> str:
+def name_of(op: Any) -> str:
+    """Of an overload, without its namespace and its own name."""
     return op._schema.name.rpartition("::")[2]
 
 
-def _is_ours(op: Any) -> bool:
+def is_ours(op: Any) -> bool:
+    """Whether it is one of the ops of :mod:`scratchcuda._library`, in the namespace of any build."""
     return op.namespace.startswith("scratchcuda")
 
 
@@ -185,9 +186,10 @@ _OF_TORCH: dict[str, Callable[[dict[str, Any], Any], int]] = {
 }
 
 
-def _products(op: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    given = arguments(op, args, kwargs)
-    if _is_ours(op):
+def _products(
+    op: Any, name: str, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> int:
+    if is_ours(op):
         shapes = (value.shape for value in given.values() if isinstance(value, Tensor))
         return _PRODUCTS[name](*shapes) if name in _PRODUCTS else 0
     if name in _OF_TORCH:

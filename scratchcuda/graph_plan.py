@@ -120,7 +120,7 @@ class GraphPlan(FitPath):
         is_done = False  # the derivative of this unit's activation, with the product above
         for u in reversed(range(first, len(self.units))):
             product, activation, after = self.units[u]
-            layer = self.network.layer_of(after - 1)
+            layer = self.network.layer_names[after - 1]
             with named("backward", layer):
                 if activation != "none" and not is_done:
                     delta = getattr(ops, f"{activation}_backward")(delta, outputs[u])
@@ -145,7 +145,7 @@ class GraphPlan(FitPath):
 
     def _forward(self, value: Tensor) -> Iterator[Tensor]:
         for product, activation, after in self.units:
-            with named("forward", self.network.layer_of(after - 1)):
+            with named("forward", self.network.layer_names[after - 1]):
                 if product is None:
                     value = getattr(ops, activation)(value)
                 else:

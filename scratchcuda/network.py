@@ -1,6 +1,7 @@
 """What plans see: a network as products with the names of activations between them, and what it is trained on."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from torch import Tensor
@@ -49,10 +50,14 @@ class Network:
     def parameters(self) -> list[Tensor]:
         return [tensor for product in self.products for tensor in (product.w, product.b)]
 
-    def layer_of(self, stage: int) -> str:
-        """The name of the layer that a stage belongs to; empty if layers have none."""
-        owners = enumerate(self.owners)
-        return next((name_of(i, layer) for i, (layer, before, after) in owners if before <= stage < after), "")
+    @cached_property
+    def layer_names(self) -> list[str]:
+        """Of the layer that each stage belongs to; empty if layers have none."""
+        names = [""] * len(self.stages)
+        for i, (layer, before, after) in enumerate(self.owners):
+            for stage in range(before, min(after, len(names))):  # a last softmax may be no stage
+                names[stage] = name_of(i, layer)
+        return names
 
     def unfit(self) -> str:
         """The reason why no plan can train these parameters; empty if one can."""

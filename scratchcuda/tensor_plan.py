@@ -203,7 +203,7 @@ class _Evaluation:
                 output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
                 call = partial(_FORWARD[stage], out=output[:-1])
             reads_ones = isinstance(stage, Product)
-            layer = self.network.layer_of(i)
+            layer = self.network.layer_names[i]
             if value is not None:
                 self.calls.append(bound("forward", layer, partial(call, value if reads_ones else value[:-1])))
             else:
@@ -285,7 +285,7 @@ class _Step(_Evaluation):
         weights = list(self.weights)
         delta, busy = self.delta, self.delta
         for i in reversed(range(first, len(self.stages))):
-            stage, layer = self.stages[i], self.network.layer_of(i)
+            stage, layer = self.stages[i], self.network.layer_names[i]
             if not isinstance(stage, Product):
                 self.backward.append(bound("backward", layer, _BACKWARD[stage](delta, self._value(i + 1)[:-1])))
                 continue

@@ -15,7 +15,8 @@ from scratchcuda.bench import fits, rows
 from scratchcuda.bench.agreement import TOLERANCE
 from scratchcuda.bench.run import run
 from scratchcuda.bench.show import show
-from scratchcuda.compare import ACTIVATIONS, Workload, network
+from scratchcuda.compare import ACTIVATIONS
+from scratchcuda.options import network_of
 from scratchcuda.profiler import ceilings
 from scratchcuda.profiler.clocks import HostClock, clock_of
 
@@ -61,7 +62,7 @@ def bench_command(
     known = rows.workloads(where, dry)
     chosen = {name: known[name] for name in _of(known, workload, "--workload") or ([] if sizes else rows.DTYPES)}
     if sizes:
-        chosen[f"{sizes} {activation} batch {batch}"] = _network(sizes, activation, batch)
+        chosen[f"{sizes} {activation} batch {batch}"] = network_of(sizes, activation, batch, epochs=4)
     usual = [part for part in rows.PARTS if part != "ops" or where.type == "cuda" or dry]
     usual = ["fits", "steps"] if workload or sizes else usual
     wanted = _of(rows.PARTS, parts, "PART") or usual
@@ -101,13 +102,6 @@ def _of(known: Iterable[str], names: list[str] | None, hint: str) -> list[str]:
         text = f"unknown {', '.join(sorted(unknown))}, expected of {', '.join(known)}"
         raise typer.BadParameter(text, param_hint=hint)
     return names or []
-
-
-def _network(sizes: str, activation: str, batch: int) -> Workload:
-    try:
-        return network([int(size) for size in sizes.split(",")], activation, batch, epochs=4)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--sizes") from None
 
 
 def _bars(bars: list[dict[str, Any]], dry: bool) -> Table:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from scratchcuda import costs, ops, tensor_ops
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
-from scratchcuda.profiler.turns import fastest, ratio
+from scratchcuda.profiler.turns import fastest, ratio, rotated
 
 # So large that an update left out would show; MEAN is a reduction of torch's losses.
 LR, MOMENTUM, MEAN = 0.5, 0.9, 1
@@ -201,7 +201,7 @@ def measure(
     times: dict[str, dict[str, list[float]]] = {"warm": {}, "cold": {}}
     agreeing = [who for who in ways if peers[who]["agrees"]]
     for turn in range(TURNS):
-        for who in agreeing[turn % len(agreeing) :] + agreeing[: turn % len(agreeing)]:
+        for who in rotated(agreeing, turn):
             for state, samples in times.items():
                 samples.setdefault(who, []).extend(getattr(clock, state)(partial(ways[who], *arguments)))
     for who in agreeing:

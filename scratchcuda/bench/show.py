@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scratchcuda.profiler.tables import engineering
 from scratchcuda.profiler.turns import is_tie
 
 
@@ -36,10 +37,7 @@ def verdict(peer: Mapping[str, Any], spread: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+    return engineering(seconds, "s")
 
 
 def _table(row: Mapping[str, Any]) -> Table:

@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from scratchcuda.compare import WORKLOADS, Pair, Workload, network
+from scratchcuda.compare import ACTIVATIONS, WORKLOADS, Pair, Workload
 from scratchcuda.linear_regression import SimpleLinearRegression
+from scratchcuda.options import check_device, network_of
 from scratchcuda.profiler import kernels, profile
 from scratchcuda.profiler.record import Ranges
 from scratchcuda.profiler.subjects import FitSubject
@@ -38,7 +39,7 @@ class Dtype(StrEnum):
 def profile_command(
     workload: Annotated[Profiled | None, typer.Argument(help="Whose training step; or give --sizes.")] = None,
     sizes: Annotated[str | None, typer.Option(help="Of a perceptron, as 1024,4096,10: input, layers, output.")] = None,
-    activation: Annotated[str, typer.Option(help="With --sizes: none, relu, sigmoid or tanh.")] = "relu",
+    activation: Annotated[str, typer.Option(help=f"Of --sizes: {', '.join(ACTIVATIONS)}.")] = "relu",
     batch: Annotated[
         int | None, typer.Option(min=1, help="Samples of the step; the workload's own, or 64, if not given.")
     ] = None,
@@ -60,10 +61,7 @@ def profile_command(
         arguments = [argument for argument in sys.argv[2:] if argument not in ("--ncu", "--nsys")]
         typer.echo("\n".join(kernels.nsight(tool, arguments) for tool, on in (("ncu", ncu), ("nsys", nsys)) if on))
         return
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
+    check_device(device)
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is a file, expected a folder", param_hint="--out")
     torch.set_num_threads(threads)
@@ -102,10 +100,7 @@ def _workload(workload: Profiled | None, sizes: str | None, activation: str, bat
     if workload is not None:
         return WORKLOADS[workload.value]
     assert sizes is not None
-    try:
-        return network([int(size) for size in sizes.split(",")], activation, batch or 64, batches=1)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--sizes") from None
+    return network_of(sizes, activation, batch or 64, batches=1)
 
 
 def _steps(subject: FitSubject, count: int) -> None:

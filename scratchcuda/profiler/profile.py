@@ -58,14 +58,18 @@ class Profile:
         """Seconds of a step within its ops, warm; what remains of the step is overhead between them."""
         return sum(row.calls * row.warm[1] for row in self.rows)
 
+    def shares(self, row: Row) -> tuple[float, float | None]:
+        """A row's bandwidth as a share of a copy's, and its rate of a large product's, if there is one in its dtype."""
+        most = self.ceilings.flops.get(row.dtype)
+        return row.bandwidth / self.ceilings.bandwidth, most and row.rate / most
+
     def as_dict(self) -> dict[str, Any]:
         """All but the trace, for JSON, with rates and shares."""
         found = asdict(replace(self, trace={}))
         del found["trace"]
         for row, of in zip(self.rows, found["rows"], strict=True):
-            most = self.ceilings.flops.get(row.dtype)
             of |= {"bytes a second": row.bandwidth, "FLOPs a second": row.rate, "of floor": row.of_floor}
-            of |= {"of copy": row.bandwidth / self.ceilings.bandwidth, "of products": most and row.rate / most}
+            of["of copy"], of["of products"] = self.shares(row)
         return found | {"seconds in ops": self.in_ops}
 
     @classmethod

@@ -132,11 +132,11 @@ class Call:
     @property
     def op_name(self) -> str:
         """Without namespace and overload."""
-        return self.op._schema.name.rpartition("::")[2]
+        return costs.name_of(self.op)
 
     @property
     def is_ours(self) -> bool:
-        return self.op.namespace.startswith("scratchcuda")
+        return costs.is_ours(self.op)
 
     @property
     def tensors(self) -> list[Tensor]:

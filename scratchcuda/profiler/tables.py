@@ -64,10 +64,10 @@ def _work(profile: Profile) -> Text:
     rows = []
     for i, row in enumerate(profile.rows, 1):
         tensors = ", ".join("x".join(map(str, shape)) or "1" for shape in row.shapes)
-        most = profile.ceilings.flops.get(row.dtype)
+        of_copy, of_products = profile.shares(row)
         texts = [engineering(row.flops, ""), engineering(row.bytes, "B"), engineering(row.rate, "")]
-        texts += [engineering(row.bandwidth, "B"), f"{row.bandwidth / profile.ceilings.bandwidth:.1%}"]
-        texts += [f"{row.rate / most:.1%}" if most else "", f"{row.of_floor:.0%}", row.limit]
+        texts += [engineering(row.bandwidth, "B"), f"{of_copy:.1%}"]
+        texts += ["" if of_products is None else f"{of_products:.1%}", f"{row.of_floor:.0%}", row.limit]
         texts += ["" if row.error is None else f"{row.error:.0e}"]
         rows.append([str(i), row.op, tensors, *texts, *([ratio(row.eager), ratio(row.compiled)] if ours else [])])
     note = "The least that each call has to do; its rates and shares, of the cold time: of the bandwidth of a copy, of "

@@ -38,14 +38,19 @@ def take_turns(
     for i in range(rounds):
         if i >= least and time.perf_counter() - begun > seconds:
             break
-        shift = i % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in rotated(names, i):
             before(name)
             start = time.perf_counter()
             calls[name]()
             after()
             times[name].append(time.perf_counter() - start)
     return times
+
+
+def rotated(names: Sequence[str], i: int) -> list[str]:
+    """The order of round i: each comes after each."""
+    shift = i % len(names)
+    return [*names[shift:], *names[:shift]]
 
 
 def median_interval(values: Sequence[float]) -> list[float]:
