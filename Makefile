@@ -23,8 +23,11 @@ READY  := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
 
+# A process of tests for each core; ARGS=-n0 puts all into one, as a debugger wants it.
+WORKERS := -n logical --dist worksteal
+
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 WORKLOAD ?= mlp
 
@@ -62,9 +65,9 @@ RACES := (float32 and (layouts or shared_out or (rows and (softmax or activation
 
 sanitize: $(READY)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator address) && env $$variables \
-	  $(BIN)/python -m pytest -s -q tests/test_kernels.py $(ARGS)
+	  $(BIN)/python -m pytest $(WORKERS) -s -q tests/test_kernels.py $(ARGS)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator thread) && env $$variables \
-	  $(BIN)/python -m pytest -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
+	  $(BIN)/python -m pytest $(WORKERS) -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
 
 # Reports go to OUT; PARTS="build gpu" runs some of them, ARGS=--dry goes through it without a GPU.
 OUT ?= build/gpu-check

@@ -61,6 +61,11 @@ def is_repetition(item):
     return "dense" not in item.name
 
 
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)  # the other cores have workers of their own
+
+
 def pytest_collection_modifyitems(config, items):
     asked = [name for names in config.getoption("--backend") for name in names.split(",")]
     if unknown := set(asked).difference(BACKENDS):

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from oracle import same
 from test_ops import ARGUMENTS, cast, outputs
 from trajectories import mlp
 
@@ -92,7 +93,7 @@ def test_ops_run_on_the_current_stream(name):
             tensor.copy_(source)
         found = results(torch.ops.scratchcuda, name, late)
     side.synchronize()
-    assert all(map(torch.equal, found, expected))
+    same(found, expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
@@ -103,14 +104,14 @@ def test_ops_run_on_the_device_of_their_tensors(name):
     found = results(torch.ops.scratchcuda, name, on("cuda:1", args))
     assert torch.cuda.current_device() == 0
     assert {tensor.device for tensor in found} == {torch.device("cuda:1")}
-    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+    same(on("cpu", found), on("cpu", expected))
 
 
 @pytest.mark.parametrize("name", _library.SCHEMAS)
 def test_the_same_bits_every_time(name):
     args = ARGUMENTS[name](1500)
     first, second = (results(torch.ops.scratchcuda, name, on(DEVICE, args)) for _ in range(2))
-    assert all(map(torch.equal, first, second))
+    same(first, second)
 
 
 @pytest.mark.parametrize("classes", [False, True])
@@ -138,7 +139,7 @@ def test_a_step_is_captured_in_a_cuda_graph(classes):
         replayed.append(captured.item())
     assert replayed == eager
     assert replayed[0] != replayed[2]
-    assert all(torch.equal(parameter, trained[name]) for name, parameter in model.state_dict().items())
+    same(model.state_dict(), trained)
 
 
 @pytest.mark.parametrize("workload", ["slr", "mlp", "digits"])
@@ -208,7 +209,7 @@ def test_launches_that_overlap_give_the_same_bits(workload):
             _C.set_overlap(False)
     for losses, parameters in zip(found[::2], found[1::2], strict=True):
         assert losses == found[0]
-        assert all(map(torch.equal, parameters, found[1]))
+        same(parameters, found[1])
 
 
 def test_class_indices_that_are_none_make_nan_and_leave_the_device_alone():
@@ -230,7 +231,7 @@ def test_tensors_of_two_devices_are_refused():
 def test_offsets_beyond_32_bits():
     x = torch.empty(2**31 + 8, dtype=torch.float16, device=DEVICE).as_strided((2, 8), (2**31, 1))
     x.copy_(torch.randn(2, 8))
-    assert torch.equal(ops.relu(x), x.relu())
+    same(ops.relu(x), x.relu())
     ops.sgd_update_([x], [x.clone()], 1.0)
     assert not x.any()
 

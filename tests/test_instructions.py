@@ -5,13 +5,13 @@ torch. Both are integers, of as many bits as the kernel's elements.
 """
 
 import ctypes
-import functools
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from oracle import same
 
 from scratchcuda import _build
 from scratchcuda._build import toolchain
@@ -21,7 +21,6 @@ NAMES = re.findall(r"CASE\((\w.*)\)", SOURCE.read_text())
 DTYPES = {"__half": torch.float16, "__nv_bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 INTEGERS = {"char": torch.int8, "__half": torch.int16, "__nv_bfloat16": torch.int16}
 INTEGERS |= {"float": torch.int32, "double": torch.int64}
-same = functools.partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def patterns(kind, *shape):

@@ -1,4 +1,4 @@
-"""Every kernel, on the emulator and on a GPU, against its formula in extended precision.
+"""Every kernel, on the emulator and on a GPU, against its formula (oracle.py).
 
 The name of each test names the kernels, files of csrc/kernels, that it is about: ``make try KERNEL=...`` selects by it.
 """
@@ -14,6 +14,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from oracle import assert_right, formula, narrowed, same, sum_type, wide
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from scratchcuda import _backend, _emulator, tensor_ops
@@ -106,101 +107,7 @@ def laid_out(values, layout):
 LAYOUTS = ["rows", "columns", "strided", "unaligned", "padded"]
 
 
-def as_rows(values):
-    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
-
-
-def sum_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def product(left, right):
-    """left @ right as a plain loop sums it, in the type that the kernels sum in."""
-    left, right = (values.to(sum_dtype(values.dtype)).numpy() for values in (left, right))
-    total = np.zeros((len(left), right.shape[1]), left.dtype)
-    for k in range(len(right)):
-        total += left[:, k, None] * right[k]
-    return torch.from_numpy(total)
-
-
-def plain(name, args):
-    """What a plain loop makes of a sum, before the result is rounded to its dtype."""
-    if name in ("mse", "cross_entropy"):
-        values, targets = (arg.to(sum_dtype(args[0].dtype)).numpy() for arg in args)
-        if name == "mse":
-            terms, count, gradient = (values - targets) ** 2, values.size, 2 * (values - targets) / values.size
-        else:
-            log_p, targets, count = (
-                torch.from_numpy(values).log_softmax(1).numpy(),
-                one_hot(targets, values),
-                len(values),
-            )
-            terms, gradient = -targets * log_p, np.exp(log_p) * targets.sum(1, keepdims=True) - targets
-            gradient /= count
-        return torch.as_tensor(np.add.accumulate(terms.ravel())[-1] / count), torch.from_numpy(gradient)
-    rows = [as_rows(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
-    if name == "dense":
-        x, w, b, f = rows
-        z = product(x, w) + b
-        return (z if f == "none" else z.softmax(-1) if f == "softmax" else getattr(z, f)(),)
-    if name == "dense_backward_input":
-        return (product(rows[0], rows[1].T),)
-    delta, x, *rest = rows
-    gradients = product(x.T, delta), product(torch.ones_like(delta[:, :1]).T, delta)
-    if name == "dense_backward_weights":
-        return gradients
-    w, b, lr, weight_decay = rest
-    return w - lr * (gradients[0] + weight_decay * w), b - lr * gradients[1]
-
-
-def exact(name, args):
-    """The formula in extended precision, which has 11 bits more than float64."""
-    first, *rest = (wide(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
-    if name == "dense":
-        z = first @ rest[0] + rest[1]
-        return (z,) if rest[2] == "none" else exact(rest[2], [z])
-    if name == "dense_backward_input":
-        return (first @ rest[0].T,)
-    if name.startswith("dense"):
-        rows, x = as_rows(first), as_rows(rest[0])
-        dw, db = x.T @ rows, rows.sum(0)
-        if name == "dense_backward_weights":
-            return dw, db
-        w, b, lr, weight_decay = rest[1:]
-        return w - np.longdouble(lr) * (dw + np.longdouble(weight_decay) * w), b - np.longdouble(lr) * db
-    if name == "mse":
-        difference = first - rest[0]
-        return np.mean(difference**2), 2 * difference / difference.size
-    if name == "cross_entropy":
-        targets = one_hot(rest[0], first)
-        shifted = first - first.max(1, keepdims=True, initial=-np.inf)
-        log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-        gradient = (np.exp(log_p) * targets.sum(1, keepdims=True) - targets) / len(first)
-        terms = np.where(targets == 0, 0, -targets * log_p) if rest[0].ndim == 1 else -targets * log_p
-        return terms.sum() / len(first), gradient
-    if name == "softmax":
-        powers = np.exp(first - first.max(-1, keepdims=True, initial=-np.inf))
-        return (powers / powers.sum(-1, keepdims=True),)
-    return (
-        {
-            "relu": lambda z: np.where(z < 0, 0, z),
-            "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-            "tanh": np.tanh,
-            "relu_backward": lambda delta, a: np.where(a <= 0, 0, delta),
-            "sigmoid_backward": lambda delta, a: delta * a * (1 - a),
-            "tanh_backward": lambda delta, a: delta * (1 - a * a),
-            "softmax_backward": lambda delta, a: a * (delta - (delta * a).sum(-1, keepdims=True)),
-        }[name](first, *rest),
-    )
-
-
-def one_hot(targets, scores):
-    """Class indices as rows."""
-    return np.equal(targets[:, None], np.arange(scores.shape[1])).astype(scores.dtype) if targets.ndim == 1 else targets
-
-
-def wide(values):
-    return values.double().numpy().astype(np.longdouble) if isinstance(values, torch.Tensor) else values
+BETWEEN = "memory between the elements was written: {}".format
 
 
 def results(function, name, args, **options):
@@ -212,7 +119,7 @@ def results(function, name, args, **options):
     function(*args[:2], w, b, *args[4:], **options)
     for after, before in ((w, same_memory(args[2])), (b, same_memory(args[3]))):
         before.copy_(after)
-        assert torch.equal(all_bytes(after), all_bytes(before)), "memory between the elements was written"
+        same(all_bytes(after), all_bytes(before), msg=BETWEEN)
     return w, b
 
 
@@ -227,60 +134,8 @@ def same_memory(tensor, device="cpu"):
     return like.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def magnitudes(name, args):
-    """The formula with every term taken as positive: what a sum's rounding is in proportion to, cancel as it may."""
-    args = [arg.abs() if isinstance(arg, torch.Tensor) else "none" if isinstance(arg, str) else arg for arg in args]
-    if name == "dense_update_":
-        args[0] = -args[0]  # it is subtracted
-    if name.startswith("dense"):
-        return exact(name, args)
-    if name == "mse":
-        args[1] = -args[1]
-        return exact(name, args)
-    if name == "cross_entropy":
-        scores, targets = wide(args[0]), one_hot(wide(args[1]), wide(args[0]))
-        spread = targets * (scores + np.log(np.exp(scores).sum(1, keepdims=True)))
-        return spread.sum() / len(scores), (targets.sum(1, keepdims=True) + targets) / len(scores)
-    if not name.endswith("_backward"):
-        return (0,)
-    delta, a = map(wide, args)
-    return {
-        "relu_backward": lambda: (delta,),
-        "sigmoid_backward": lambda: (delta * a * (1 + a),),
-        "tanh_backward": lambda: (delta * (1 + a * a),),
-        "softmax_backward": lambda: (a * (delta + (delta * a).sum(-1, keepdims=True)),),
-    }[name]()
-
-
 def check(name, args, **options):
-    """Ours errs by at most twice what torch errs, or a plain loop, and a rounding; NaN and inf are where torch's are.
-
-    Errors are norms of differences from the formula in extended precision. A rounding is that of the result in its
-    dtype, and of the sum that led to it in the type of sums; there CUDA's exp, log and tanh err by up to two units.
-    """
-    dtype = args[0].dtype
-    others = [results(getattr(tensor_ops, name), name, args)]
-    with np.errstate(all="ignore"):
-        if name.startswith(("dense", "mse", "cross")):
-            others.append(plain(name, args))
-        truths, sums = exact(name, args), magnitudes(name, args)
-    for i, ours in enumerate(results(functools.partial(kernel, name), name, args, **options)):
-        theirs, truth = others[0][i], np.reshape(truths[i], ours.shape)
-        assert (ours.dtype, ours.shape) == (dtype, theirs.shape)
-        assert torch.equal(ours.isnan(), theirs.isnan())
-        assert torch.equal(ours.isinf(), theirs.isinf())
-        finite = theirs.isfinite().numpy() & np.isfinite(truth)
-
-        def error(result, truth=truth, finite=finite):
-            return np.linalg.norm(wide(result.to(dtype).reshape(truth.shape))[finite] - truth[finite])
-
-        summed = np.broadcast_to(np.nan_to_num(np.abs(sums[i]), posinf=0), truth.shape)
-        unit, sum_unit = (torch.finfo(d).eps for d in (dtype, sum_dtype(dtype)))
-        rounding = unit * np.linalg.norm(truth[finite]) + sum_unit * np.linalg.norm(summed[finite])
-        if _backend.current == "kernels":
-            rounding += 2 * sum_unit * np.linalg.norm(truth[finite])
-        limit = 2 * max(error(other[i]) for other in others) + rounding
-        assert error(ours) <= limit
+    assert_right(name, args, results(functools.partial(kernel, name), name, args, **options))
 
 
 def dense_args(m, n_in, n_out, dtype, layout="rows", activation="tanh"):
@@ -406,18 +261,16 @@ SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4, 6e-8, -1e-45, 5e
 
 @by_dtype
 def test_dense_activations_softmax_special_values(dtype):
-    """NaN, infinities, signed zeros, subnormals, and what saturates an exponential, as torch."""
+    """NaN, infinities, signed zeros, subnormals, and what saturates an exponential."""
     z = torch.tensor(SPECIAL, dtype=torch.float64).to(dtype)
     delta = torch.linspace(-2, 2, len(z)).to(dtype)
     for name in ELEMENTWISE:
-        for ours, theirs in (
-            (kernel(name, z), getattr(tensor_ops, name)(z)),
-            (kernel(f"{name}_backward", delta, z), getattr(tensor_ops, f"{name}_backward")(delta, z)),
-        ):
-            # The exponential of two libraries differs by a rounding.
-            torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
-            known = ~ours.isnan()
-            assert torch.equal(ours[known].signbit(), theirs[known].signbit())
+        for op, args in ((name, (z,)), (f"{name}_backward", (delta, z))):
+            for element in range(len(z)):  # each by itself: a norm would hide the small ones
+                check(op, [arg[element] for arg in args])
+            ours, right = kernel(op, *args), narrowed(formula(op, args)[0], dtype)
+            known = ~right.isnan()
+            same(ours[known].signbit(), right[known].signbit())
     for columns in (3, 200, 1000, 9000):  # each way to take a row
         rows = torch.zeros(len(SPECIAL) + 1, columns, dtype=dtype)
         rows[:-1, 1] = z
@@ -498,7 +351,7 @@ def test_dense_softmax_bits_for_any_order_of_threads_and_blocks(dtype):
             _emulator.seed(seed)
             found.append(results(functools.partial(kernel, name), name, args))
         for other in found[1:]:
-            assert all(map(torch.equal, found[0], other)), name
+            same(found[0], other)
 
 
 def far(rows, columns):
@@ -540,7 +393,7 @@ def test_dense_backward_input_of_the_activation_below(activation, layout, dtype)
         delta, w = dense_args(m, n_in, n_out, dtype, layout)["dense_backward_input"]
         a = laid_out(rand(m, n_in, dtype=dtype), layout)
         expected = kernel(f"{activation}_backward", kernel("dense_backward_input", delta, w), a)
-        assert torch.equal(kernel("dense_backward_input", delta, w, a, activation), expected)
+        same(kernel("dense_backward_input", delta, w, a, activation), expected)
 
 
 @pytest.mark.backends("emulator")
@@ -601,7 +454,7 @@ def test_losses_cross_entropy_without_some_rows(columns, ignored, dtype):
         torch.testing.assert_close(
             loss, expected, rtol=16 * torch.finfo(dtype).eps, atol=0, equal_nan=True
         )  # the order
-        assert torch.equal(gradient[kept], others)
+        same(gradient[kept], others)
         assert not gradient[~kept].any()
         assert loss.isnan() == (rows == 1)
         wrong = classes.clone()
@@ -611,7 +464,7 @@ def test_losses_cross_entropy_without_some_rows(columns, ignored, dtype):
 
 @by_dtype
 def test_losses_special_values(dtype):
-    """NaN and infinities as torch, no loss of nothing, and NaN for an index that is no class."""
+    """NaN and infinities, no loss of nothing, and NaN for an index that is no class."""
     for columns in (3, 200, 1000, 9000):
         scores = torch.zeros(len(SPECIAL) + 1, columns, dtype=dtype)
         scores[:-1, 1] = torch.tensor(SPECIAL, dtype=torch.float64).to(dtype)
@@ -639,7 +492,7 @@ def test_dense_without_bias(activation, dtype):
     """The same bits as with one of zeros."""
     x, w = rand(7, 5, dtype=dtype), rand(5, 3, dtype=dtype)
     expected = kernel("dense", x, w, torch.zeros(3, dtype=dtype), activation)
-    assert torch.equal(kernel("dense", x, w, None, activation), expected)
+    same(kernel("dense", x, w, None, activation), expected)
 
 
 @by_dtype
@@ -662,7 +515,7 @@ def test_softmax_over_any_dimension(dtype):
             a_last = kernel("softmax", z_last)
             for result, last in ((a, a_last), (dz, kernel("softmax_backward", delta_last, a_last))):
                 assert result.is_contiguous()
-                assert torch.equal(result, last.movedim(-1, dim) if z.dim() else last)
+                same(result, last.movedim(-1, dim) if z.dim() else last)
 
 
 @pytest.mark.backends("emulator")
@@ -686,7 +539,8 @@ def test_losses_bits_for_any_order_of_threads_and_blocks():
         for seed in range(3):
             _emulator.seed(seed)
             found.append(kernel(name, *args))
-        assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))
+        for other in found[1:]:
+            same(found[0], other)
 
 
 @by_dtype
@@ -700,8 +554,8 @@ def test_losses_of_a_step(name, dtype):
             losses, step = rand(5 * stride, dtype=dtype), torch.tensor(place)
             expected = losses.clone()
             expected[::stride][place : place + 1] = loss
-            assert torch.equal(kernel(f"{name}_step_", *args, losses[::stride], step), gradient)
-            assert torch.equal(losses, expected)
+            same(kernel(f"{name}_step_", *args, losses[::stride], step), gradient)
+            same(losses, expected)
             assert step == place + 1
 
 
@@ -717,8 +571,8 @@ def test_batch(columns, layout, dtype):
             batch = [torch.cat([data[:m].clone(), data.new_zeros(1, *data.shape[1:])])[:m] for data in (x, y)]
             kernel("take_batch_", x, y, order, torch.tensor(step), 11, *batch)
             rows = order[11 * step :][:m]
-            assert torch.equal(batch[0], x[rows])
-            assert torch.equal(batch[1], y[rows])
+            same(batch[0], x[rows])
+            same(batch[1], y[rows])
 
 
 def test_batch_reads_no_sample_that_is_none():
@@ -729,14 +583,14 @@ def test_batch_reads_no_sample_that_is_none():
         kernel("take_batch_", x, y, order, torch.tensor(step), 4, x_batch, y_batch)
         assert y_batch.tolist() == expected
         rows = [x[i] if i < 5 else torch.full((3,), 9.0, dtype=torch.float64) for i in expected]
-        assert torch.equal(x_batch, torch.stack(rows))
+        same(x_batch, torch.stack(rows))
 
 
 def test_batch_offsets_beyond_32_bits():
     x, order = far(3, 8).copy_(rand(3, 8)), torch.tensor([2, 0])
     x_batch, y_batch = torch.empty(2, 8, dtype=x.dtype), torch.empty(2, dtype=torch.int64)
     kernel("take_batch_", x, torch.arange(3), order, torch.tensor(0), 2, x_batch, y_batch)
-    assert torch.equal(x_batch, x[order])
+    same(x_batch, x[order])
 
 
 def test_losses_offsets_beyond_32_bits():
@@ -764,13 +618,11 @@ def check_sgd(params, grads, buffers, options, is_first_step):
     for tensors, copies in zip((params, buffers), memory, strict=True):
         for tensor, copy in zip(tensors, copies, strict=True):
             copy.copy_(tensor)
-            assert torch.equal(all_bytes(tensor).nan_to_num(), all_bytes(copy)), (
-                "memory between the elements was written"
-            )
+            same(all_bytes(tensor), all_bytes(copy), msg=BETWEEN)
     for i, param in enumerate(params):
         p, g = before[0][i], before[1][i] * (-1 if maximize else 1)
         g, size = g + weight_decay * p, abs(g) + weight_decay * abs(p)
-        unit, sum_unit = (torch.finfo(dtype).eps for dtype in (param.dtype, sum_dtype(param.dtype)))
+        unit, sum_unit = torch.finfo(param.dtype).eps, np.finfo(sum_type(param.dtype)).eps
         if momentum:
             m = before[2][i]
             new = g if is_first_step else momentum * m + (1 - dampening) * g

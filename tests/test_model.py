@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from oracle import same
 from torch import nn
 from trajectories import TOLERANCE, mlp
 
@@ -35,8 +36,8 @@ def test_parameters_have_the_documents_shapes_and_initial_values():
     # The documents' order of drawing: the input layer's batch, then each layer's weights and bias.
     torch.manual_seed(0)
     torch.randn(10, 6, dtype=torch.float64)
-    assert torch.equal(model.layers[0].w, torch.randn(6, 4, dtype=torch.float64))
-    assert torch.equal(model.layers[0].b, torch.randn(4, dtype=torch.float64))
+    same(model.layers[0].w, torch.randn(6, 4, dtype=torch.float64))
+    same(model.layers[0].b, torch.randn(4, dtype=torch.float64))
 
 
 def test_dtype_device_and_generator_where_parameters_are_made():
@@ -48,7 +49,7 @@ def test_dtype_device_and_generator_where_parameters_are_made():
         models.append(Model([InputLayer(2), Dense(3)], device=device, dtype=torch.float32, generator=generator))
         torch.randn(7)  # torch's default generator does not matter
     assert models[0].dtype == torch.float32
-    assert torch.equal(models[0].layers[0].w, models[1].layers[0].w)
+    same(models[0].layers[0].w, models[1].layers[0].w)
     regression = SimpleLinearRegression(dtype=torch.float16, generator=generator)
     assert regression.dtype == regression.w.dtype == torch.float16
     torch.set_default_dtype(torch.float64)
@@ -66,8 +67,8 @@ def test_any_function_of_torch_nn_init(init):
     torch.randn(10, 6, generator=generator)
     expected = torch.empty(4, 6)  # torch.nn's layout, which decides what fan-in is
     init(expected, **({} if init is nn.init.zeros_ else {"generator": generator}))
-    assert torch.equal(layer.w, expected.T)
-    assert torch.equal(layer.b, torch.ones(4))
+    same(layer.w, expected.T)
+    same(layer.b, torch.ones(4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -90,28 +91,26 @@ def test_copy_parameters_and_set_params():
     net = sequential()
     model = Model([InputLayer(5), Dense(8, Tanh()), Dense(8, ReLU()), Sigmoid(), Dense(3)], dtype=torch.float64)
     model.copy_parameters(net.parameters)
-    assert torch.equal(model.layers[1].w, net[2][0].weight.T)
+    same(model.layers[1].w, net[2][0].weight.T)
     model.layers[3].set_params(torch.zeros(3, 8), torch.ones(3))
-    assert torch.equal(model.predict(torch.randn(2, 5, dtype=torch.float64)), torch.ones(2, 3, dtype=torch.float64))
+    same(model.predict(torch.randn(2, 5, dtype=torch.float64)), torch.ones(2, 3, dtype=torch.float64))
 
 
 def test_state_dict_copies_into_another_model():
     one, other = (Model([InputLayer(5), Dense(8, Tanh()), Dense(3)]) for _ in range(2))
     other.load_state_dict(one.state_dict())
     assert list(one.state_dict()) == ["layers.0.w", "layers.0.b", "layers.1.w", "layers.1.b"]
-    assert torch.equal(one.layers[1].b, other.layers[1].b)
+    same(one.layers[1].b, other.layers[1].b)
     regression = SimpleLinearRegression()
     regression.load_state_dict({"w": torch.tensor([2.0]), "b": torch.tensor([1.0])})
-    assert torch.equal(regression.predict(torch.tensor([3.0])), torch.tensor([7.0]))
+    same(regression.predict(torch.tensor([3.0])), torch.tensor([7.0]))
 
 
 @pytest.mark.parametrize("make", [lambda: mlp([5, 8, 3], Tanh), lambda: SimpleLinearRegression(dtype=torch.float64)])
 def test_copies_and_pickles(make):
     model = make()
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert all(
-            torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
-        )
+        same(model.state_dict(), twin.state_dict())
 
 
 def test_parameters_move_once_to_the_first_data():
@@ -164,7 +163,7 @@ def test_numpy_and_lists_are_data():
     twins = [copy.deepcopy(model) for _ in range(3)]
     for twin, convert in zip(twins, (lambda t: t, lambda t: t.numpy(force=True), torch.Tensor.tolist), strict=True):
         twin.fit(convert(x), convert(y), 2, 0.1, 4, convert(x), convert(y), verbose=False)
-        assert torch.equal(twin.predict(convert(x)), twins[0].predict(x))
+        same(twin.predict(convert(x)), twins[0].predict(x))
         assert twin.evaluate(convert(x), convert(y)) == pytest.approx(
             twin.history.valid_loss[-1], rel=TOLERANCE[torch.float64]
         )
@@ -172,7 +171,7 @@ def test_numpy_and_lists_are_data():
     regression.fit([1.5, 2.5], [0.1, 0.2], 1, 0.1, 2, verbose=False)
     odd = x.numpy(force=True)[::-1].astype(">f8")
     odd.setflags(write=False)
-    assert torch.equal(model.predict(odd), model.predict(x.flip(0)))
+    same(model.predict(odd), model.predict(x.flip(0)))
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.float, torch.Tensor.double, torch.Tensor.bool, torch.Tensor.long])
@@ -368,7 +367,7 @@ def test_fit_is_steps_by_hand_after_a_softmax_came_later():
     fitted, by_hand = models
     fitted.fit(x, y, 1, 0.1, 10, plan=False, verbose=False)
     by_hand.update(by_hand.__forward__(x), y, 0.1)
-    assert torch.equal(fitted.layers[0].w, by_hand.layers[0].w)
+    same(fitted.layers[0].w, by_hand.layers[0].w)
 
 
 def test_losses_of_any_kind_are_kept():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from oracle import same
 from raw_refusals import REFUSALS, refuses
 from torch.nn import functional
 
@@ -168,7 +169,7 @@ def test_dense_backward_input_with_the_activation_below(activation):
         delta, w, a = rand(2, 7, 3, dtype=dtype), rand(5, 3, dtype=dtype), rand(2, 7, 5, dtype=dtype).tanh()
         dx = ops.dense_backward_input(delta, w)
         expected = dx if activation == "none" else getattr(ops, f"{activation}_backward")(dx, a)
-        assert torch.equal(ops.dense_backward_input(delta, w, a, activation), expected)
+        same(ops.dense_backward_input(delta, w, a, activation), expected)
 
 
 @pytest.mark.parametrize("step_", [ops.mse_step_, ops.cross_entropy_step_])
@@ -176,7 +177,7 @@ def test_a_step_beyond_the_losses_is_counted_alone(step_):
     losses, step = rand(3), torch.tensor(3)
     before = losses.clone()
     step_(rand(4, 3), softmax_rows(4, 3), losses, step)
-    assert torch.equal(losses, before)
+    same(losses, before)
     assert step == 4
     step_(rand(4, 3), softmax_rows(4, 3), losses.view(3, 1).expand(3, 2)[:, 0], step.fill_(1))
     assert (losses == before).tolist() == [True, False, True]
@@ -193,8 +194,8 @@ def test_take_batch_one_after_another(dtype, by_class):
     for rows in order.split(10):
         m = len(rows)
         ops.take_batch_(x, y, order, step, 10, x_batch[:m], y_batch[:m])
-        assert torch.equal(x_batch[:m], x[rows])
-        assert torch.equal(y_batch[:m], y[rows])
+        same(x_batch[:m], x[rows])
+        same(y_batch[:m], y[rows])
         step += 1
 
 
@@ -493,7 +494,7 @@ def test_refusals(call, exception, message):
     before = [t.clone() for t in (X, W, B, DELTA)]
     with pytest.raises(exception, match=message):
         call()
-    assert all(torch.equal(t, b) for t, b in zip((X, W, B, DELTA), before, strict=True))
+    same([X, W, B, DELTA], before)
 
 
 @pytest.mark.backends("tensor", "emulator")  # to look at them is to wait for a GPU

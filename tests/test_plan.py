@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from oracle import same
 from trajectories import TOLERANCE, mlp
 
 from scratchcuda import (
@@ -74,7 +75,7 @@ def test_patched_methods_take_effect(cls, name, usual_path, monkeypatch):
         assert any(not torch.allclose(p, trained[key]) for key, p in model.state_dict().items())
     model.load_state_dict(start)
     assert fit(model, x, y).path == usual_path, "the patch is gone"
-    assert all(torch.equal(p, trained[key]) for key, p in model.state_dict().items())
+    same(model.state_dict(), trained)
 
 
 def test_patched_regression_and_losses(usual_path, monkeypatch):
@@ -242,7 +243,7 @@ def test_non_contiguous_data_and_gradients_of_the_caller():
     strided.load_state_dict(contiguous.state_dict())
     fit(contiguous, x[::2].clone(), y[::2].clone())
     fit(strided, x.T.contiguous().T[::2].requires_grad_(), y[::2])
-    assert all(torch.equal(a.w, b.w) for a, b in zip(contiguous.layers, strided.layers, strict=True))
+    same([layer.w for layer in contiguous.layers], [layer.w for layer in strided.layers])
     assert not strided.layers[0].w.requires_grad
 
 
@@ -259,7 +260,7 @@ def test_the_same_input_gives_the_same_bits(path):
         model, (x, y) = mlp([5, 16, 3], Tanh), data(50)
         fit(model, x, y, shuffle=True, plan=path != "general")
         runs.append(model.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values(), strict=True))
+    same(*runs)
 
 
 def interrupted(monkeypatch, path, at):

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from oracle import same
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
@@ -153,7 +154,7 @@ def test_without_a_listener_ranges_are_nothing():
 def test_calls_keep_what_they_were_called_with():
     expanded = torch.randn(3).expand(2, 3)
     made = copied([X.T, expanded, X.T])
-    assert torch.equal(made[0], X.T)
+    same(made[0], X.T)
     assert made[0].stride() == X.T.stride()
     assert made[1].stride() == (0, 1)
     assert made[0] is made[2]
@@ -272,7 +273,7 @@ def test_errors_against_the_oracle(monkeypatch):
     assert math.isnan(measure.error_of(call))
     update = Call(torch.ops.aten.add_.Tensor, (x, x), {}, Cost(1, 1, 1))
     assert measure.error_of(update) < 1e-7  # of what is written
-    assert torch.equal(update.args[0], x)
+    same(update.args[0], x)
 
 
 def test_steps_with_other_losses_get_no_ratio():
@@ -303,13 +304,13 @@ def test_a_profile_leaves_all_as_it_was(name, clock):
     x, y = (X[:, 0], Y[:, 0]) if isinstance(model, SimpleLinearRegression) else (X, Y)
     before, data, random = copy.deepcopy(model.state_dict()), (x.clone(), y.clone()), torch.get_rng_state()
     found = profile(model, x, y, compile=False, clock=clock, limits=LIMITS, samples=3)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    assert torch.equal(x, data[0])
-    assert torch.equal(y, data[1])
+    same(before, model.state_dict())
+    same(x, data[0])
+    same(y, data[1])
     assert found.rows
     assert all(step.ratio for step in found.steps.values())
     assert _ranges.listener is None
-    assert torch.equal(torch.get_rng_state(), random)
+    same(torch.get_rng_state(), random)
 
 
 def test_a_model_that_torch_has_no_modules_for(clock):

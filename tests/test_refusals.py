@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracle import same
 from torch import nn
 from trajectories import mlp
 
@@ -98,7 +99,7 @@ def test_model_refuses(case):
     before, history = {name: p.clone() for name, p in model.state_dict().items()}, model.history
     with pytest.raises(exception, match=message):
         call(model)
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    same(model.state_dict(), before)
     assert model.history is history
 
 
@@ -119,7 +120,7 @@ def test_cross_entropy_refuses(y, exception, message):
     before = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(exception, match=message):
         fit(model, X, y.to(X.device))
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    same(model.state_dict(), before)
 
 
 V = torch.randn(8)
@@ -148,7 +149,7 @@ def test_regression_refuses(call, exception, message):
     before = {name: p.clone() for name, p in regression.state_dict().items()}
     with pytest.raises(exception, match=message):
         call(regression)
-    assert all(torch.equal(p, before[name]) for name, p in regression.state_dict().items())
+    same(regression.state_dict(), before)
 
 
 class Forgetful(sc.Layer):
