@@ -7,7 +7,8 @@
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 # make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
 # make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
-# make gpu-check   on a machine with a GPU: build, prove and measure beside its Python and torch, within 8 minutes
+# make gpu-check   on a machine with a GPU: build, measure and prove beside its Python and torch, in 5 minutes; RUN=second
+#              for the rest, in 5 more
 # make format   apply what ruff and clang-format would change;   make clean   remove what the others have made
 # make bench   time fits and steps beside torch.nn, torch.compile, JAX, scikit-learn and the documents' code, whichever
 #              are installed, in a quarter of an hour; ARGS="fits --workload mlp" for less, ARGS="--json FILE" to keep it
@@ -69,13 +70,14 @@ sanitize: $(READY)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator thread) && env $$variables \
 	  $(BIN)/python -m pytest $(WORKERS) -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
 
-# Reports go to OUT; PARTS="build gpu" runs some of them, ARGS=--dry goes through it without a GPU.
+# Reports go to OUT; RUN is first or second, PARTS="build gpu" some parts, ARGS=--dry goes through it without a GPU.
 OUT ?= build/gpu-check
+RUN ?= first
 # What the sanitizers watch on a GPU, where it is in no hurry as here.
 WATCHED := $(RACES) or (float32 and (losses or batch or activation_below) and (rows or of_a_step))
 
 gpu-check:
-	$(PYTHON) tools/gpu_check.py $(PARTS) --out '$(OUT)' --select '$(WATCHED)' $(ARGS)
+	$(PYTHON) tools/gpu_check.py $(or $(PARTS),$(RUN)) --out '$(OUT)' --select '$(WATCHED)' $(ARGS)
 
 mutants: $(READY)
 	$(BIN)/python tools/mutants.py --write docs/emulator.md

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +102,15 @@ def _megahertz() -> str | None:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     return ", ".join(f"{value} MHz" for value in re.findall(r"cpu MHz\s*: ([\d.]+)", text)) or None
+
+
+def age() -> float:
+    """Seconds since this process began, as Linux tells; elsewhere 0."""
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return 0.0
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # the 22nd field: when it began, after the boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _output(*command: str) -> str | None:

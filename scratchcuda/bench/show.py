@@ -18,8 +18,8 @@ def show(row: Mapping[str, Any], console: Console) -> None:
         console.print(_line(row), highlight=False, soft_wrap=True)
     else:
         console.print(_table(row), highlight=False)
-        for peer, note in row["notes"].items():
-            console.print(f"  {peer}: {note}", highlight=False, soft_wrap=True)
+    for peer, note in row.get("notes", {}).items():
+        console.print(f"  {peer}: {note}", highlight=False, soft_wrap=True)
 
 
 def times(ratio: float) -> str:
