@@ -1,0 +1,93 @@
+"""Loaded by pytest's -p: from here on a CPU build of torch has two CUDA devices.
+
+The Python of torch.cuda stays torch's own; what it asks of torch._C comes from the library that is built here.
+"""
+
+import importlib
+import platform
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scratchcuda import _backend
+from scratchcuda._build import emulator, extension, toolchain
+from scratchcuda._build.library import Library, csrc, digest, kernel_sources, op_sources
+
+HERE = Path(__file__).parent
+
+
+def recipe() -> Library:
+    """scratchcuda._C: the kernels on the emulator, the ops as for CUDA tensors, and the devices of this folder."""
+    compiler, torch_build = toolchain.host_compiler(), toolchain.torch()
+    flags = [*compiler.words, *emulator._FLAGS, f"-I{csrc() / 'emulator'}"]
+    kernels = [*emulator._KERNEL_FLAGS, "-D__CUDA_ARCH__=800", "-include", str(HERE / "launches.h")]
+    kernels += ["-ftrivial-auto-var-init=zero"]  # or a parameter's unused bytes might look like a tensor's address
+    includes = [torch_build.folder / "include", torch_build.folder / "include/torch/csrc/api/include"]
+    ops = ["-DUSE_CUDA", *(f"-isystem{path}" for path in (*includes, sysconfig.get_path("include")))]
+    calls = [[*flags, *kernels, str(path)] for path in kernel_sources()]
+    calls += [[*flags, "-D__CUDA_ARCH__=800", str(path)] for path in sorted((csrc() / "emulator").glob("*.cpp"))]
+    calls += [[*flags, *ops, *toolchain.STABLE_FLAGS, str(path)] for path in op_sources()]
+    calls += [[*flags, *ops, str(path)] for path in sorted(HERE.glob("*.cpp"))]
+    libraries = ["-Wl,-Bsymbolic", "-ldl", f"-L{torch_build.folder / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch_python"]
+    headers = (path.read_text() for path in sorted(HERE.glob("*.h")))
+    identity = repr([compiler.version, torch_build.version, platform.python_version(), platform.machine()])
+    identity = digest(identity, *headers)
+    return Library("stand-in", "the stand-in for a GPU", identity, calls, [*compiler.words, "-shared"], libraries, {})
+
+
+def install() -> None:
+    extension.recipe = recipe
+    if fault := _backend.kernels_missing():
+        raise pytest.UsageError(fault)
+    from scratchcuda import _C
+
+    for name, value in vars(_C.torch).items():
+        if not name.startswith("__"):
+            setattr(torch._C, name, value)
+    torch._C._has_cuda = True
+    torch._C._CudaStreamBase, torch._C._CudaEventBase = Stream, Event
+    torch._C._cudart = SimpleNamespace(
+        cudaError=SimpleNamespace(success=0), cudaProfilerStart=lambda: 0, cudaProfilerStop=lambda: 0
+    )
+    torch._C._nvtx = SimpleNamespace(rangePushA=lambda name: 0, rangePop=lambda: 0)
+    for module in ("streams", "graphs", "nvtx"):
+        importlib.reload(getattr(torch.cuda, module))
+    importlib.reload(torch.cuda)
+    torch.UntypedStorage.__new__ = new_storage
+    torch.cuda._initialized = True
+    torch.cuda.default_generators = (torch.default_generator,) * torch.cuda.device_count()
+    torch.cuda._get_device_properties = lambda device: SimpleNamespace(
+        name="stand-in", major=9, minor=0, L2_cache_size=50 << 20, multi_processor_count=132, total_memory=80 << 30
+    )
+
+
+def new_storage(cls, *args, device=None, **named):
+    """Of torch.UntypedStorage, whose own knows the devices that torch was built for."""
+    if torch.device(device or "cpu").type == "cuda":
+        return torch.empty(*args, dtype=torch.uint8, device=device).untyped_storage()
+    return torch._C.StorageBase.__new__(cls, *args, **({"device": device} if device else {}), **named)
+
+
+class Stream(torch.Stream):
+    """torch._C._CudaStreamBase."""
+
+    def __new__(cls, priority=0, **named):
+        named = named or {"device": torch.device("cuda", torch.cuda.current_device())}
+        return super().__new__(cls, priority=priority, **named)
+
+    @property
+    def cuda_stream(self):
+        return self.stream_id
+
+
+class Event(torch.Event):
+    """torch._C._CudaEventBase."""
+
+    def __new__(cls, **named):
+        return super().__new__(cls, device="cuda", **named)
+
+
+install()
