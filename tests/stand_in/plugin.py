@@ -6,6 +6,7 @@ The Python of torch.cuda stays torch's own; what it asks of torch._C comes from 
 import importlib
 import platform
 import sysconfig
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,24 @@ from scratchcuda._build import emulator, extension, toolchain
 from scratchcuda._build.library import Library, csrc, digest, kernel_sources, op_sources
 
 HERE = Path(__file__).parent
+
+
+#: Tests that can show nothing here, and why.
+LEFT_OUT = {
+    "test_kernel_resources": "there are no registers",
+    "test_a_graph_takes_the_memory_of_a_step": "takes the emulator a minute",
+    "test_offsets_beyond_32_bits": "the emulator's own tests have it, and it takes 4 GiB",
+    "test_the_graph_plan_tells_phases_and_layers": "needs CUPTI to see kernels",
+    "test_ratios_and_kernels_of_our_ops": "needs CUPTI to see kernels",
+    "test_trains_as_the_original[kernels-recurrent": "torch's LSTM has CUDA kernels of its own",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for name, reason in LEFT_OUT.items():
+            if item.name.startswith(name):
+                item.add_marker(pytest.mark.skip(f"on the stand-in: {reason}"))
 
 
 def recipe() -> Library:
@@ -49,6 +68,7 @@ def install() -> None:
             setattr(torch._C, name, value)
     torch._C._has_cuda = True
     torch._C._CudaStreamBase, torch._C._CudaEventBase = Stream, Event
+    torch._C._cuda_CUDAAllocator_AllocatorState, torch._C._set_cached_tensors_enabled = object, bool  # for Inductor
     torch._C._cudart = SimpleNamespace(
         cudaError=SimpleNamespace(success=0), cudaProfilerStart=lambda: 0, cudaProfilerStop=lambda: 0
     )
@@ -57,6 +77,7 @@ def install() -> None:
         importlib.reload(getattr(torch.cuda, module))
     importlib.reload(torch.cuda)
     torch.UntypedStorage.__new__ = new_storage
+    torch.profiler.profile = profile
     torch.cuda._initialized = True
     torch.cuda.default_generators = (torch.default_generator,) * torch.cuda.device_count()
     torch.cuda._get_device_properties = lambda device: SimpleNamespace(
@@ -71,6 +92,11 @@ def new_storage(cls, *args, device=None, **named):
     return torch._C.StorageBase.__new__(cls, *args, **({"device": device} if device else {}), **named)
 
 
+def profile(activities=None, profile=torch.profiler.profile, **named):
+    """torch.profiler.profile without CUPTI, as where another profiler has it."""
+    return profile(activities=[torch.profiler.ProfilerActivity.CPU], **named)
+
+
 class Stream(torch.Stream):
     """torch._C._CudaStreamBase."""
 
@@ -83,11 +109,23 @@ class Stream(torch.Stream):
         return self.stream_id
 
 
-class Event(torch.Event):
-    """torch._C._CudaEventBase."""
+class Event:
+    """torch._C._CudaEventBase: whatever came before an event is done when it is recorded."""
 
-    def __new__(cls, **named):
-        return super().__new__(cls, device="cuda", **named)
+    def __new__(cls, **_):
+        return super().__new__(cls)
+
+    def record(self, stream):
+        self.time = time.perf_counter()
+
+    def wait(self, stream):
+        pass
+
+    def synchronize(self):
+        torch._C._cuda_synchronize()
+
+    def elapsed_time(self, later):
+        return 1e3 * (later.time - self.time)
 
 
 install()

@@ -10,7 +10,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/library.h>
 
-#include <chrono>
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <utility>
@@ -60,9 +60,7 @@ struct Allocator final : c10::Allocator {
 Allocator allocator;
 REGISTER_ALLOCATOR(c10::DeviceType::CUDA, &allocator)
 
-using Clock = std::chrono::steady_clock;
-
-// Everything before an event, on any stream, is done when it is recorded.
+// Whatever came before an event, on any stream, is done when it is recorded.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
     static constexpr c10::DeviceType static_type = c10::DeviceType::CUDA;
     Guard() = default;
@@ -103,23 +101,13 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     void synchronizeStream(const c10::Stream&) const override { host_waits("cudaStreamSynchronize"); }
     void synchronizeDevice(c10::DeviceIndex) const override { host_waits("cudaDeviceSynchronize"); }
 
-    void record(void** event, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {
-        if (!*event) *event = new Clock::time_point;
-        *static_cast<Clock::time_point*>(*event) = Clock::now();
-    }
+    void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
     void block(void*, const c10::Stream&) const override {}
-    void destroyEvent(void* event, c10::DeviceIndex) const noexcept override {
-        delete static_cast<Clock::time_point*>(event);
-    }
     bool queryEvent(void*) const override {
         refuse_in_capture("cudaEventQuery");
         return true;
     }
     void synchronizeEvent(void*) const override { host_waits("cudaEventSynchronize"); }
-    double elapsedTime(void* begin, void* end, c10::DeviceIndex) const override {
-        const auto time = [](void* event) { return *static_cast<Clock::time_point*>(event); };
-        return std::chrono::duration<double, std::milli>(time(end) - time(begin)).count();
-    }
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
@@ -214,7 +202,7 @@ public:
     std::vector<const void*> touched() const {
         std::vector<const void*> found;
         for (const auto& [ours, theirs] : storages) {
-            if (ours.device().is_cuda()) found.push_back(ours.data());
+            if (ours.device().is_cuda() && ours.data()) found.push_back(ours.data());
         }
         return found;
     }
@@ -227,7 +215,11 @@ private:
     // Memory that the CPU has allocated moves to the device, and is borrowed from there.
     static c10::DataPtr moved(const c10::Storage& theirs) {
         c10::DataPtr memory = allocator.allocate(theirs.nbytes());
-        if (theirs.nbytes()) std::memcpy(memory.get(), theirs.data(), theirs.nbytes());
+        if (theirs.data()) {
+            std::memcpy(memory.get(), theirs.data(), theirs.nbytes());
+        } else if (theirs.nbytes()) {
+            std::memset(memory.get(), 0, theirs.nbytes());  // autograd's zeros without memory
+        }
         theirs.unsafeGetStorageImpl()->set_data_ptr({memory.get(), c10::Device(c10::DeviceType::CPU)});
         return memory;
     }
@@ -344,7 +336,8 @@ void call_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
         if (value.isStorage()) value = crossing.to_cpu(value.toStorage());
         if (value.isDevice()) value = c10::Device(c10::DeviceType::CPU);
     }
-    std::vector<const void*> touched = crossing.touched();
+    const std::vector<const void*> given = crossing.touched();
+    std::vector<const void*> touched = given;
     // A copy is what may go from one device to another.
     if (schema.name() == "aten::copy_") std::erase_if(touched, [&](auto p) { return device_of(p) != device.index(); });
     check_access(touched);
@@ -356,14 +349,13 @@ void call_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
         change_tensors((*stack)[i], [&](const at::Tensor& tensor) {
             const at::Tensor ours = crossing.to_cuda(tensor);
             void* memory = ours.is_cuda() ? ours.storage().mutable_data() : nullptr;
-            const bool is_new = memory && std::find(touched.begin(), touched.end(), memory) == touched.end();
+            const bool is_new = memory && std::find(given.begin(), given.end(), memory) == given.end();
             made.emplace_back(is_new ? ours.storage().nbytes() : 0, memory);
             return ours;
         });
     }
     const bool makes = std::any_of(made.begin(), made.end(), [](const auto& result) { return result.first > 0; });
     if (!captured || !(writes || makes)) return;
-    for (const auto& [bytes, memory] : made) touched.push_back(memory);
     record(
         [op, arguments, made] {
             const c10::impl::ExcludeDispatchKeyGuard plain(c10::autograd_dispatch_keyset_with_ADInplaceOrView |
@@ -378,7 +370,7 @@ void call_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
                 }
             }
         },
-        touched);
+        crossing.touched());
 }
 
 at::Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
