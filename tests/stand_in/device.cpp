@@ -160,8 +160,8 @@ void check_access(const std::vector<const void*>& touched) {
     const int device = current_device();
     for (const void* address : touched) {
         if (const int owner = device_of(address); owner >= 0 && owner != device) {
-            refuse("an illegal memory access: cuda:" + std::to_string(device) + " reaches for memory of cuda:" +
-                   std::to_string(owner));
+            refuse("an illegal memory access: cuda:" + std::to_string(device) +
+                   " reaches for memory of cuda:" + std::to_string(owner));
         }
     }
     if (capturing && !is_captured(device)) {

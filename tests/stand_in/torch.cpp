@@ -119,7 +119,9 @@ struct Hooks final : at::CUDAHooksInterface {
     bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
     int getNumGPUs() const override { return device_count; }
     c10::DeviceIndex deviceCount() const override { return device_count; }
-    c10::DeviceIndex current_device() const override { return static_cast<c10::DeviceIndex>(stand_in::current_device()); }
+    c10::DeviceIndex current_device() const override {
+        return static_cast<c10::DeviceIndex>(stand_in::current_device());
+    }
     c10::DeviceIndex getCurrentDevice() const override { return current_device(); }
     void setCurrentDevice(c10::DeviceIndex device) const override { set_device(device); }
     c10::DeviceIndex exchangeDevice(c10::DeviceIndex device) const override {
@@ -142,7 +144,7 @@ const auto* const hooks = new (const_cast<at::CUDAHooksInterface*>(&at::detail::
 
 // The arguments of one call as the CPU sees them, and its results as the device does: on the same memory.
 class Crossing {
-public:
+  public:
     at::Tensor to_cpu(const at::Tensor& tensor) {
         if (!tensor.defined()) return tensor;
         for (const auto& [ours, theirs] : tensors) {
@@ -153,7 +155,7 @@ public:
             tensors.emplace_back(tensor, tensor);
             return tensor;
         }
-        tensors.emplace_back(tensor, like(tensor, to_cpu(tensor.storage()), c10::DispatchKey::CPU));
+        tensors.emplace_back(tensor, like(tensor, to_cpu(tensor.storage()), c10::BackendComponent::CPUBit));
         return tensors.back().second;
     }
 
@@ -170,7 +172,7 @@ public:
         for (const auto& [ours, theirs] : tensors) {
             if (theirs.is_same(tensor)) return ours;
         }
-        return like(tensor, to_cuda(tensor.storage()), c10::DispatchKey::CUDA);
+        return like(tensor, to_cuda(tensor.storage()), c10::BackendComponent::CUDABit);
     }
 
     c10::Storage to_cuda(const c10::Storage& storage) {
@@ -207,7 +209,7 @@ public:
         return found;
     }
 
-private:
+  private:
     static c10::DataPtr borrowed(const c10::Storage& storage) {
         return {storage.mutable_data(), c10::Device(c10::DeviceType::CPU)};
     }
@@ -228,13 +230,13 @@ private:
         return {c10::Storage::use_byte_size_t(), bytes, std::move(memory), allocator, true};
     }
 
-    static at::Tensor like(const at::Tensor& tensor, c10::Storage storage, c10::DispatchKey key) {
-        auto found = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(key),
-                                                              tensor.dtype());
-        c10::TensorImpl* impl = found.unsafeGetTensorImpl();
-        impl->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
-        impl->_set_conj(tensor.is_conj());
-        impl->_set_neg(tensor.is_neg());
+    // As a view is made: what autograd and inference mode know of the tensor holds for the other as well.
+    static at::Tensor like(const at::Tensor& tensor, c10::Storage storage, c10::BackendComponent backend) {
+        const auto own = tensor.is_cuda() ? c10::BackendComponent::CUDABit : c10::BackendComponent::CPUBit;
+        const auto keys = tensor.key_set().remove_backend(own) - c10::python_ks | c10::DispatchKeySet(backend);
+        auto found =
+            at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, std::move(storage), keys, tensor.dtype());
+        found.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
         return found;
     }
 
@@ -281,9 +283,9 @@ bool is_written(const c10::Argument& argument) { return argument.alias_info() &&
 // The device of a call; refuses tensors of several, as torch does. Waits where the host has to.
 c10::Device device_of_call(const c10::FunctionSchema& schema, Values arguments) {
     static const std::set<std::string> indexes = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"};
-    static const std::set<std::string> sized_by_data = {"aten::nonzero", "aten::masked_select", "aten::_unique2",
-                                                        "aten::unique_dim", "aten::unique_consecutive",
-                                                        "aten::bincount", "aten::repeat_interleave"};
+    static const std::set<std::string> sized_by_data = {
+        "aten::nonzero",  "aten::masked_select",    "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive",
+        "aten::bincount", "aten::repeat_interleave"};
     const bool copies = schema.name() == "aten::copy_", is_indexed = indexes.count(schema.name());
     std::optional<c10::Device> device;
     bool waits = sized_by_data.count(schema.name());
@@ -400,8 +402,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 }  // namespace stand_in
 
 // What the ops ask for their stream; of all that a CUDA torch exports, they need this alone.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                                   void** stream) {
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream) {
     *stream = reinterpret_cast<void*>(stand_in::current_stream(device));
     return AOTI_TORCH_SUCCESS;
 }
