@@ -1,5 +1,6 @@
 # make demo    set up everything from nothing, then train beside torch.nn and compare
 # make test    set up, then run the tests
+# make stand-in   the tests of what needs a GPU, on two that are made of host memory and the emulator
 # make lint    ruff, clang-format, mypy
 # make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
 # make cuda-build   the CUDA extension from nothing, beside a CUDA torch in an environment of its own, and its tests
@@ -19,7 +20,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench bench-report clean
+.PHONY: demo test stand-in try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench \
+  bench-report clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -29,6 +31,9 @@ WORKERS := -n logical --dist worksteal
 
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+stand-in: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -p tests.stand_in.plugin --backend kernels $(ARGS)
 
 WORKLOAD ?= mlp
 

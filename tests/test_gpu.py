@@ -47,7 +47,7 @@ def test_gpu_minus_emulator(name, m, dtype, record_property):
     for theirs, ours in zip(emulated, computed, strict=True):
         assert (ours.device.type, ours.dtype, ours.stride()) == (DEVICE, theirs.dtype, theirs.stride())
         differences.append(((ours.cpu().double() - theirs.double()).norm() / theirs.double().norm()).item())
-    for key, value in (("kernel", name), ("dtype", dtype), ("difference", max(differences))):
+    for key, value in (("kernel", name), ("dtype", str(dtype)), ("difference", max(differences))):
         record_property(key, value)
     for difference in differences:
         # A few roundings on each of 1,500 summed terms, which are of both signs.
