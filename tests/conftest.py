@@ -1,8 +1,10 @@
 """Backends, devices, dtypes, seeds, and the paths of a fit, for all tests."""
 
 import functools
+import math
 import os
 import sys
+import time
 
 import hypothesis
 import pytest
@@ -26,6 +28,7 @@ def pytest_addoption(parser):
         metavar="NAME",
         help=f"run on this backend alone, of {', '.join(BACKENDS)}; several with commas, or by several options",
     )
+    parser.addoption("--until", type=float, default=math.inf, help="no test begins after this time, as time.time()")
 
 
 @functools.cache
@@ -66,6 +69,11 @@ def is_repetition(item):
 def pytest_configure(config):
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # the other cores have workers of their own
+
+
+def pytest_runtest_teardown(item):
+    if time.time() > item.config.getoption("--until"):
+        item.session.shouldstop = "no time is left for more tests"
 
 
 def pytest_collection_modifyitems(config, items):

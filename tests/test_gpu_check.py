@@ -68,16 +68,30 @@ def test_without_a_gpu_or_without_torch_it_says_so(run, capsys):
     assert "Traceback" not in bare.stderr
 
 
-def test_a_part_that_takes_too_long_is_stopped_and_tells_what_it_has_found(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("last", "workers", "passed", "text"),
+    [(9, 0, None, "1 passed, 0 failed, 0 skipped; no time"), (9, 2, None, "no time"), (-99, 0, False, "took too long")],
+)
+def test_a_part_tells_what_it_has_found_in_its_time(last, workers, passed, text, tmp_path, monkeypatch):
+    """Whether a last test lets it end by itself or not."""
     check = gpu_check.Check(tmp_path / "out", dry=True, select="", only="")
-    (tmp_path / "test_it.py").write_text("def test_one(): pass\ndef test_two(): import time; time.sleep(60)\n")
-    monkeypatch.setattr(gpu_check.Check, "seconds", lambda self, most: 6.0)
-    found = check.pytest(str(tmp_path / "test_it.py"), f"--confcutdir={tmp_path}", "-p", "tests.conftest")
-    assert not found["passed"]
-    assert "took too long" in found["text"]
-    assert "KeyboardInterrupt" in (tmp_path / "out/log.txt").read_text()
+    lines = (f"def test_{i}(): import time; time.sleep({60 * (last < 0) * i})" for i in range(9))
+    (tmp_path / "test_it.py").write_text("\n".join(lines))
+    monkeypatch.setattr(gpu_check.Check, "seconds", lambda self, most=0: 8.0)
+    monkeypatch.setattr(gpu_check, "LAST_SECONDS", last)
+    options = f"--confcutdir={tmp_path}", "-p", "tests.conftest"
+    found = check.pytest(str(tmp_path / "test_it.py"), *options, workers=workers)
+    assert (found["passed"], text in found["text"]) == (passed, True), found["text"]
+    assert found["text"].startswith(("1 passed", "2 passed"))
+
+
+def test_a_part_that_breaks_or_has_no_time_costs_itself_alone(tmp_path, monkeypatch):
+    check = gpu_check.Check(tmp_path, dry=True, select="", only="")
     broken = gpu_check.timed(lambda check: 1 / 0, check)
     assert (broken["passed"], broken["text"]) == (False, "ZeroDivisionError('division by zero')")
+    monkeypatch.setattr(check, "end", 0)
+    late = gpu_check.timed(lambda check: 1 / 0, check)
+    assert (late["passed"], late["text"]) == (None, "no time was left")
 
 
 def test_differences_are_the_largest_by_kernel_and_dtype():
@@ -111,7 +125,7 @@ def test_the_last_tables_show_counters_bars_and_predictions(capsys):
     of = {"flops": 4e12, "steps": 4, "of copy": 0.5, "of limit": 0.25}
     of["peers"] = dict.fromkeys(["scratchcuda", "torch.addmm", "torch.nn, CUDA Graph"], peer)
     bar = {"bar": "mlp float64 fit: times as fast as torch.nn", "target": 10.0, "measured": 12.5, "reached": True}
-    launches = [{"op": op, "warm": [0, 29e-6, 0], "calls": 5} for op in ("dense", "dense_update_")]
+    launches = [{"op": f"scratchcuda::{op}", "warm": [0, 29e-6, 0], "calls": 5} for op in ("dense", "dense_update_")]
     profiled = {"rows": launches, "seconds in ops": 1e-3, "steps": {"this": {"seconds": [0, 1.02e-3, 0]}}}
     parts = {
         "bench": {"measured": {"rows": [of | {"label": label} for label in measured], "bars": [bar]}},

@@ -224,7 +224,9 @@ def measure(
     if peers[OURS]["agrees"]:
         seconds = peers[OURS]["seconds"][1]
         floor, limit = limits.floor(work.bytes, work.flops, dtype)
-        row |= {"of copy": work.bytes / seconds / limits.bandwidth, "limit": limit, "of limit": floor / seconds}
+        # A bandwidth is of the cold time: in a cache it would not be memory's.
+        of_copy = work.bytes / peers[OURS]["cold"][1] / limits.bandwidth
+        row |= {"of copy": of_copy, "limit": limit, "of limit": floor / seconds}
         row["of product"] = work.flops / seconds / limits.flops[dtype]
     return row
 
