@@ -107,6 +107,19 @@ def test_ops_run_on_the_device_of_their_tensors(name):
     same(on("cpu", found), on("cpu", expected))
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_a_fit_on_another_device_than_the_current_one():
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(0)
+        model, data = mlp([5, 16, 3], Tanh), torch.randn(40, 8, dtype=torch.float64).to(device)
+        history = model.to(device).fit(data[:, :5], data[:, 5:], 3, 0.1, 16, verbose=False)
+        assert history.path == "graph plan"
+        found.append([*history.step_loss, *(parameter.cpu() for parameter in model.state_dict().values())])
+    same(*found)
+    assert torch.cuda.current_device() == 0
+
+
 @pytest.mark.parametrize("name", _library.SCHEMAS)
 def test_the_same_bits_every_time(name):
     args = ARGUMENTS[name](1500)
