@@ -284,7 +284,7 @@ def interrupted(monkeypatch, path, at):
     return mlp([5, 8, 3], Tanh)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _ctrl_c_interrupts():
     """As in a terminal; a process that a shell has put into the background begins without."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -292,7 +292,6 @@ def _ctrl_c_interrupts():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_ctrl_c_interrupts")
 @pytest.mark.parametrize("at", [1, 4, 5, 12])
 def test_ctrl_c_leaves_the_last_finished_step(at, path, monkeypatch):
     x, y = data()  # batches of 6: four steps an epoch
@@ -313,7 +312,6 @@ def test_ctrl_c_leaves_the_last_finished_step(at, path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.usefixtures("_ctrl_c_interrupts")
 def test_ctrl_c_from_outside_and_fits_in_threads():
     x, y = data()
     model = mlp([5, 8, 3], Tanh)
