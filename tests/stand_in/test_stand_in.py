@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from trajectories import mlp
 
-from scratchcuda import ops, profiler
+from scratchcuda import Tanh, ops, profiler
 from scratchcuda.bench import rows
 from scratchcuda.bench.peers import GRAPH, SCRATCH, TORCH
 from scratchcuda.bench.run import run
 from scratchcuda.compare import WORKLOADS, Pair
 from scratchcuda.profiler import ceilings
-from scratchcuda.profiler.clocks import DeviceClock
+from scratchcuda.profiler.clocks import DeviceClock, capture
 
 pytestmark = pytest.mark.backends("kernels")
 
@@ -116,10 +117,30 @@ def test_waits_can_be_counted():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_fits_run_on_the_device_of_their_data():
+    x, y, found = torch.randn(20, 5), torch.randn(20, 3), []
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(0)
+        model = mlp([5, 16, 3], Tanh, dtype=torch.float32).to(device)
+        found.append(model.fit(x.to(device), y.to(device), 4, 0.1, 6, verbose=False))
+        assert found[-1].path == "graph plan"
+        assert torch.cuda.current_device() == 0
+    assert found[0].loss == found[1].loss
+
+
+def test_a_failed_capture_leaves_the_stream_that_was():
+    before = torch.cuda.current_stream()
+    x = torch.ones(3)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        capture(lambda: x.sum().item(), torch.cuda.Stream())
+    assert torch.cuda.current_stream() == before
+
+
 @pytest.fixture
 def clock():
     """No time means anything here, so it takes few."""
     clock = DeviceClock(torch.device("cuda"), 2)
+    assert clock.flush.is_cuda
     clock.flush = clock.flush[:1]
     return clock
 
