@@ -65,7 +65,9 @@ class MiniLM(nn.Module):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         options = {"local_files_only": True, "add_pooling_layer": False, "num_hidden_layers": 1}
-        self.bert = transformers.BertModel.from_pretrained(package.get_model_path(), **options)
+        with torch.device("cpu"):  # where the default device is a GPU, transformers asks for another package
+            bert = transformers.BertModel.from_pretrained(package.get_model_path(), **options)
+        self.bert = bert.to(ROWS.device)
         self.bert.embeddings.requires_grad_(False)  # most of the weights
 
     def forward(self, tokens):

@@ -26,8 +26,6 @@ from scratchcuda._build import emulator, extension, toolchain
 from scratchcuda._build.library import Library, csrc, digest, kernel_sources, op_sources
 
 HERE = Path(__file__).parent
-
-
 #: What can show nothing here, by parts of its name, and why.
 LEFT_OUT = {
     "test_kernels.py": "the emulator has run the kernels",
@@ -35,12 +33,10 @@ LEFT_OUT = {
     "test_kernel_resources": "there are no registers",
     "test_a_graph_takes_the_memory_of_a_step": "takes the emulator a minute",
     "test_printed_lines_equal_torch": "takes the emulator a minute, and the trajectories have it",
-    "test_launches_that_overlap": "the emulator has its own, and takes half a minute for these",
     "test_offsets_beyond_32_bits": "the emulator has its own, and it takes 4 GiB",
     "test_the_graph_plan_tells_phases_and_layers": "needs CUPTI to see kernels",
     "test_ratios_and_kernels_of_our_ops": "needs CUPTI to see kernels",
     "test_trains_as_the_original[kernels-recurrent": "torch's LSTM has CUDA kernels of its own",
-    "test_trains_as_the_original[kernels-pretrained": "transformers wants accelerate where torch's default is a GPU",
     "test_as_torch[kernels-compiled_by_inductor": "Inductor makes CUDA kernels by Triton",
     "test_as_torch[kernels-autocast": "torch's softmax from float16 to float32 is CUDA's alone",
     "test_as_torch[kernels-softmax_in_another_dtype": "torch's softmax from float16 to float32 is CUDA's alone",
