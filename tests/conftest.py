@@ -4,6 +4,7 @@ import functools
 import math
 import os
 import sys
+import tempfile
 import time
 
 import hypothesis
@@ -69,6 +70,11 @@ def is_repetition(item):
 def pytest_configure(config):
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # the other cores have workers of their own
+        return
+    # What Inductor has kept of another run may be made for wider vectors, and gives wrong numbers here.
+    folder = tempfile.TemporaryDirectory(prefix="inductor-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
 
 
 def pytest_runtest_teardown(item):

@@ -4,7 +4,6 @@ A behaviour is a function of the modules (torch.nn or scratchcuda.nn) and of the
 and the class of what it raises, has to be the same; each names the ops of ours that have to run on the kernels.
 """
 
-import contextlib
 import copy
 import importlib.util
 import io
@@ -16,7 +15,6 @@ import pytest
 import torch
 import torch.fx
 from oracle import same
-from torch._inductor.utils import fresh_cache
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import checkpoint
 
@@ -804,10 +802,8 @@ def test_a_step_in_a_cuda_graph():
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_as_torch(name, backend):
     function, kernels = BEHAVIOURS[name]
-    # What Inductor has kept of another run may have been made for wider vectors, and give other numbers here.
-    with fresh_cache() if "inductor" in name else contextlib.nullcontext():
-        theirs = run(function, torch.nn, torch.optim.SGD)
-        ours, served = ops_run(lambda: run(function, scratchcuda.nn, scratchcuda.optim.SGD))
+    theirs = run(function, torch.nn, torch.optim.SGD)
+    ours, served = ops_run(lambda: run(function, scratchcuda.nn, scratchcuda.optim.SGD))
     assert isinstance(theirs, type) == (name == "a_stale_graph_raises")
     assert_same(ours, theirs)
     assert served == (set() if backend == "tensor" else kernels)
