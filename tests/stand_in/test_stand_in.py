@@ -1,13 +1,18 @@
 """What the stand-in has to notice, and what the profiler and the benchmarks do on it."""
 
+import json
+import sys
+
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from scratchcuda import ops, profiler
+from scratchcuda import ops
 from scratchcuda.bench import rows
 from scratchcuda.bench.peers import GRAPH, SCRATCH, TORCH
 from scratchcuda.bench.run import run
-from scratchcuda.compare import WORKLOADS, Pair
+from scratchcuda.cli import app
+from scratchcuda.compare import WORKLOADS
 from scratchcuda.profiler import ceilings
 from scratchcuda.profiler.clocks import DeviceClock, capture
 
@@ -154,14 +159,37 @@ def test_benchmarks_run(part, clock, limits):
             assert row["peers"][SCRATCH]["path"] == "graph plan"
 
 
+@pytest.fixture
+def scratchcuda(clock, limits, monkeypatch):
+    """The command, which on a GPU would take a clock and ceilings of that size."""
+    monkeypatch.setattr(ceilings, "of", lambda clock: limits)
+    for module in ("scratchcuda.profiler.profile", "scratchcuda.bench.command"):
+        monkeypatch.setattr(sys.modules[module], "clock_of", lambda device, samples: clock)
+
+    def command(*arguments):
+        found = CliRunner().invoke(app, [*arguments, "--device", "cuda"])
+        assert found.exit_code == 0, found.output
+
+    return command
+
+
 @pytest.mark.parametrize("workload", ["mlp", "digits", "slr"])
-def test_profiles_are_made(workload, clock, limits):
-    pair = Pair(WORKLOADS[workload], "cuda", torch.float32, 0)
-    x, y = pair.x[:8], pair.y[:8]
-    if workload == "slr":
-        x, y = x.squeeze(-1), y.squeeze(-1)
-    found = profiler.profile(pair.scratch, x, y, clock=clock, limits=limits, compile=False)
-    assert found.notices == ["CUPTI has delivered no kernels: another profiler has it, or the driver refuses it"]
-    assert "scratchcuda::dense_update_" in {row.op for row in found.rows}
-    assert found.path == "graph plan"
-    assert found.conditions["device"] == "stand-in"
+def test_the_command_profiles(workload, scratchcuda, tmp_path):
+    scratchcuda("profile", workload, "--batch", "8", "--no-compile", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "profile.json").read_text())
+    assert found["notices"] == ["CUPTI has delivered no kernels: another profiler has it, or the driver refuses it"]
+    assert "scratchcuda::dense_update_" in {row["op"] for row in found["rows"]}
+    assert (found["path"], found["conditions"]["device"]) == ("graph plan", "stand-in")
+
+
+def test_the_command_measures(scratchcuda, tmp_path):
+    file = tmp_path / "bench.json"
+    scratchcuda("bench", "fits", "ops", "--workload", "slr", "--row", "slr", "--rounds", "2", "--json", str(file))
+    found = json.loads(file.read_text())
+    assert (found["device"], [row["label"] for row in found["rows"]]) == (
+        "stand-in",
+        ["slr float64 fit", "slr float64 fit with validation"],
+    )
+    for row in found["rows"]:
+        assert row["peers"][GRAPH]["agrees"]
+        assert row["peers"][SCRATCH]["path"] == "graph plan"
