@@ -69,15 +69,15 @@ def test_without_a_gpu_or_without_torch_it_says_so(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("last", "workers", "passed", "text"),
-    [(9, 0, None, "1 passed, 0 failed, 0 skipped; no time"), (9, 2, None, "no time"), (-99, 0, False, "took too long")],
+    ("seconds", "last", "workers", "passed", "text"),
+    [(90, 99, 0, None, "; no time"), (90, 99, 2, None, "; no time"), (10, -99, 0, False, "; took too long")],
 )
-def test_a_part_tells_what_it_has_found_in_its_time(last, workers, passed, text, tmp_path, monkeypatch):
-    """Whether a last test lets it end by itself or not."""
+def test_a_part_tells_what_it_has_found_in_its_time(seconds, last, workers, passed, text, tmp_path, monkeypatch):
+    """Whether it ends by itself, as its time is over when the first test has ended, or has to be stopped."""
     check = gpu_check.Check(tmp_path / "out", dry=True, select="", only="")
     lines = (f"def test_{i}(): import time; time.sleep({60 * (last < 0) * i})" for i in range(9))
     (tmp_path / "test_it.py").write_text("\n".join(lines))
-    monkeypatch.setattr(gpu_check.Check, "seconds", lambda self, most=0: 8.0)
+    monkeypatch.setattr(gpu_check.Check, "seconds", lambda self, most=0: seconds)
     monkeypatch.setattr(gpu_check, "LAST_SECONDS", last)
     options = f"--confcutdir={tmp_path}", "-p", "tests.conftest"
     found = check.pytest(str(tmp_path / "test_it.py"), *options, workers=workers)

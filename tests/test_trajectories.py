@@ -138,6 +138,7 @@ def test_any_network(data_):
         y,
         draw(st.sampled_from(["tensor plan" if _backend.current == "tensor" else "graph plan", "general"])),
         epochs=2,
+        lr=0.01,  # at 0.1 a deep linear network diverges on single samples, and amplifies rounding
         batch_size=draw(st.integers(1, 45)),
         weight_decay=draw(st.sampled_from([0.0, 0.1])),
         shuffle=draw(st.booleans()),
