@@ -52,6 +52,13 @@ def test_a_dry_run_goes_through_all_parts(tmp_path):
     assert "$ " in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("names", [["first"], ["second"], ["first", "second"], ["suite", "build"]])
+def test_runs_and_parts_are_chosen_by_name(names):
+    found = [part for group in gpu_parts.groups_of(names) for part in group]
+    asked = {part for name in names for group in gpu_parts.RUNS.get(name, [[name]]) for part in group}
+    assert found == [part for part in gpu_parts.PARTS if part in asked]
+
+
 def test_a_failing_part_fails_the_check(run, tmp_path, capsys):
     assert run("--dry", "instructions", "--out", tmp_path, "--only", "no test has this name") == 1
     assert "instructions FAILED" in " ".join(capsys.readouterr().out.split())

@@ -200,11 +200,10 @@ PARTS = list(dict.fromkeys(name for groups in RUNS.values() for group in groups 
 
 
 def groups_of(names: list[str]) -> list[dict[str, Callable[["Check"], Found]]]:
-    """Those of a run, or of parts by name."""
-    if len(names) == 1 and names[0] in RUNS:
-        return RUNS[names[0]]
+    """Those of runs and parts by name."""
+    parts = {part for name in names for group in RUNS.get(name, [[name]]) for part in group}
     known = [*RUNS["first"], *RUNS["second"][1:]]
-    return [wanted for group in known if (wanted := {name: group[name] for name in group if name in names})]
+    return [wanted for group in known if (wanted := {name: group[name] for name in group if name in parts})]
 
 
 def xdist(workers: int) -> list[str]:
