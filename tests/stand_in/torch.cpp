@@ -394,8 +394,8 @@ TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFun
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
     m.impl("empty.memory_format", &empty);
     m.impl("empty_strided", &empty_strided);
-    // Where torch's own composition asks for a kernel of the device.
-    for (const char* name : {"copy_"}) m.impl(name, torch::CppFunction::makeFromBoxedFunction<&call_on_cpu>());
+    // A composition of torch's asks for this kernel of the device.
+    m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&call_on_cpu>());
 }
 
 }  // namespace
