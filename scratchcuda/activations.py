@@ -1,5 +1,7 @@
 """Activations: each is callable, has ``backward(delta, a)``, and serves inside a Dense or as a layer of its own."""
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from scratchcuda import ops
@@ -13,10 +15,21 @@ class Layer:
     ``forward(x)``, ``__forward__(x)`` (the forward of a training step, which keeps what backward needs) and
     ``backward(delta, lr)`` (update the parameters, return the gradient with respect to the input). If it is
     trainable, ``parameter_names`` names its tensors, and ``set_params`` takes them in this order.
+
+    A frozen parameter stays as it is in training, and gradients pass through its layer: all those of a layer whose
+    ``is_trainable`` is False, and those that ``frozen`` names. They are in the state_dict, and move, as all others.
     """
 
     is_trainable: bool = False
     parameter_names: tuple[str, ...] = ("w", "b")
+    frozen: Collection[str] = ()
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the parameters that training changes."""
+        if isinstance(self.frozen, str) or not set(self.frozen) <= set(self.parameter_names):
+            raise ValueError(f"frozen is {self.frozen!r}, expected a collection of some of {self.parameter_names}")
+        return tuple(name for name in self.parameter_names if name not in self.frozen) if self.is_trainable else ()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.forward(x)

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from scratchcuda.conditions import device_name
+from scratchcuda.layers import Dense
 from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.losses import MSE, CrossEntropy
 from scratchcuda.metrics import mape
@@ -324,7 +325,7 @@ class Pair:
         if isinstance(self.scratch, SimpleLinearRegression):
             ours = [(self.scratch.w.unsqueeze(-1), self.scratch.b)]
         else:
-            ours = [(layer.w, layer.b) for layer in self.scratch._trainable()]  # type: ignore[attr-defined]
+            ours = [(layer.w, layer.b) for layer in self.scratch.layers if isinstance(layer, Dense)]
         pairs = zip(linears, ours, strict=True)
         return [{"w": mape(linear.weight.T, w), "b": mape(linear.bias, b)} for linear, (w, b) in pairs]
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from scratchcuda import _backend, ops
 from scratchcuda._ranges import named
-from scratchcuda.layers import Dense
+from scratchcuda.layers import Dense, descend
 from scratchcuda.network import Network, Product, Task
 from scratchcuda.training import FitPath, HeldInterrupt
 
@@ -50,7 +50,7 @@ class GraphPlan(FitPath):
     def __init__(self, model: object, network: Network, task: Task):
         self.network, self.task = network, task
         self.units = _units(network)
-        units = [(unit.activation, unit.after, unit.product is None) for unit in self.units]
+        units = [(unit.activation, unit.after, unit.product and unit.product.trained) for unit in self.units]
         tensors = [_identity(tensor) for tensor in (*network.parameters, task.x, task.y, *(task.valid or ()))]
         key = (_backend.current, network.loss, *units, *tensors, task.batch_size, task.lr, task.weight_decay)
         captured = _kept.pop(model, None)
@@ -94,7 +94,7 @@ class GraphPlan(FitPath):
     @torch.no_grad()
     def finish(self) -> None:
         # Replays write behind autograd's back: a graph that saved a parameter must raise, not lie.
-        torch.autograd.graph.increment_version(self.network.parameters)
+        torch.autograd.graph.increment_version(self.network.trained)
         self.graph_bytes = self.captured.bytes()
         if self.last is None:
             return
@@ -116,7 +116,7 @@ class GraphPlan(FitPath):
         outputs = list(self._forward(x))
         inputs = [x, *outputs]
         delta = self._loss(outputs[-1], y)
-        first = next(u for u, unit in enumerate(self.units) if unit.product)
+        first = next((u for u, unit in enumerate(self.units) if unit.product and unit.product.trained), len(outputs))
         is_done = False  # the derivative of this unit's activation, with the product above
         for u in reversed(range(first, len(self.units))):
             product, activation, after = self.units[u]
@@ -133,7 +133,7 @@ class GraphPlan(FitPath):
                     is_done = below != "softmax"
                     delta = ops.dense_backward_input(above, product.w, inputs[u], below if is_done else "none")
             with named("update", layer):
-                ops.dense_update_(above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
+                descend(product.trained, above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
         return outputs
 
     def _validate(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """The layers that a Model stacks: an InputLayer first, then Dense layers and activations."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -113,6 +113,8 @@ class Dense(Layer):
     def backward(self, delta: Tensor, lr: float, weight_decay: float = 0.0) -> Tensor:
         """Update ``w`` and ``b`` by gradient descent, and return the gradient with respect to the input.
 
+        What is frozen stays as it is.
+
         Args:
             delta: gradient with respect to the output (m, n_out).
             lr: learning rate.
@@ -121,11 +123,23 @@ class Dense(Layer):
         delta = self.act_f.backward(delta, self.a)
         dx = ops.dense_backward_input(delta, self.w)
         with named("update"):
-            ops.dense_update_(delta, self.input, self.w, self.b, lr, weight_decay)
+            descend(self.trained, delta, self.input, self.w, self.b, lr, weight_decay)
         return dx
 
     def __repr__(self) -> str:
         return f"Dense({self.units}, {self.act_f!r})"
+
+
+def descend(
+    trained: Collection[str], delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float
+) -> None:
+    """:func:`scratchcuda.ops.dense_update_` of those of "w" and "b" that are trained."""
+    if "w" in trained and "b" in trained:
+        ops.dense_update_(delta, x, w, b, lr, weight_decay)
+    elif "w" in trained:
+        ops.sgd_update_([w], [ops.dense_backward_weights(delta, x)[0]], lr, weight_decay)
+    elif "b" in trained:
+        ops.sgd_update_([b], [ops.dense_backward_weights(delta, x)[1]], lr)
 
 
 def _filled(init: Callable[..., object], values: Tensor, generator: torch.Generator | None) -> Tensor:

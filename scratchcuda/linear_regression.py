@@ -10,7 +10,7 @@ from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
 from scratchcuda._ranges import named
 from scratchcuda.network import Network, Product, Task
-from scratchcuda.parameters import Parameters
+from scratchcuda.parameters import Parameters, Slot
 from scratchcuda.plan import plan_of
 from scratchcuda.training import FitPath, GeneralPath, History, run
 
@@ -146,9 +146,9 @@ class SimpleLinearRegression(Parameters):
     def __repr__(self) -> str:
         return f"SimpleLinearRegression(w={self.w}, b={self.b})"
 
-    def _slots(self) -> Iterator[tuple[str, Any, str]]:
-        yield "w", self, "w"
-        yield "b", self, "b"
+    def _slots(self) -> Iterator[Slot]:
+        yield Slot("w", self, "w")
+        yield Slot("b", self, "b")
 
     def _data(self, name: str, x: Any, beside: Tensor | None = None) -> Tensor:
         x = super()._data(name, x, beside)

@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,21 +13,14 @@ from torch import Tensor, nn
 from scratchcuda import _checks, ops
 from scratchcuda._patching import original, replaceable
 from scratchcuda._ranges import each, named
-from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
+from scratchcuda.activations import Activation, Layer, Softmax
+from scratchcuda.exchange import layers_of, sequential_of, share
 from scratchcuda.layers import Dense, InputLayer
 from scratchcuda.losses import MSE, CrossEntropy, Losses
 from scratchcuda.network import Network, Task, network_of
-from scratchcuda.parameters import Parameters
+from scratchcuda.parameters import Parameters, Slot, kept_apart, overlap, place_of, sharing
 from scratchcuda.plan import plan_of
 from scratchcuda.training import GeneralPath, History, run
-
-_TORCH_ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
-    nn.ReLU: ReLU,
-    nn.Sigmoid: Sigmoid,
-    nn.Tanh: Tanh,
-    nn.Softmax: Softmax,
-    nn.Identity: Linear,
-}
 
 
 @replaceable
@@ -88,68 +83,34 @@ class Model(Parameters):
 
     @classmethod
     def from_torch(cls, module: nn.Sequential, loss_f: Losses | None = None) -> "Model":
-        """A model with copies of a Sequential's parameters, on their device, in their dtype.
+        """A model with copies of a Sequential's parameters, on their device, in their dtype, tied and frozen as there.
 
         Args:
-            module: Linear layers with bias, ReLU, Sigmoid, Tanh, Softmax over the last dimension and Identity;
-                Sequentials within it are unfolded. An activation right after a Linear becomes the Dense's.
+            module: Linear layers with bias, ReLU, Sigmoid, Tanh, Softmax over the last dimension and Identity, of
+                torch.nn or of scratchcuda.nn; Sequentials within it are unfolded. An activation right after a Linear
+                becomes the Dense's.
             loss_f: the loss, :class:`MSE` if None.
 
         Raises:
-            TypeError: for any other module.
-            ValueError: for a Linear without bias, no Linear, or a Softmax over another dimension.
+            TypeError: for any other module, and for what a Model would not do as the module does: hooks, a forward of
+                its own, parameters that are computed (pruned, parametrized), of several dtypes, or that share memory
+                without being the same.
+            ValueError: for a Linear without bias, no Linear, a Softmax over another dimension, or several devices.
         """
-        layers: list[Layer] = []
-        linears = []
-        for child in _flatten(module):
-            if type(child) is nn.Linear:
-                if child.bias is None:
-                    raise ValueError(f"module holds {child}, expected a Linear with bias")
-                linears.append(child)
-                layers.append(Dense(child.out_features))
-                continue
-            kind = _TORCH_ACTIVATIONS.get(type(child))
-            if kind is None:
-                names = "Linear, " + ", ".join(t.__name__ for t in _TORCH_ACTIVATIONS)
-                raise TypeError(f"module holds {child}, expected only {names}")
-            if isinstance(child, nn.Softmax) and child.dim not in (1, -1):
-                raise ValueError(f"module holds {child}, expected dim=1 or dim=-1")
-            if layers and isinstance(layers[-1], Dense) and isinstance(layers[-1].act_f, Linear):
-                layers[-1].act_f = kind()
-            else:
-                layers.append(kind())
-        if not linears:
-            raise ValueError(f"module is {module}, expected at least one Linear")
+        layers, linears = layers_of(module)
         weight = linears[0].weight
-        model = cls([InputLayer(linears[0].in_features), *layers], loss_f, device=weight.device, dtype=weight.dtype)
+        model = cls([InputLayer(weight.shape[1]), *layers], loss_f, device=weight.device, dtype=weight.dtype)
         model.copy_parameters(lambda: [p for linear in linears for p in (linear.weight, linear.bias)])
+        share(model.layers, linears)
         return model
 
     def to_torch(self) -> nn.Sequential:
-        """A torch.nn.Sequential with copies of the parameters.
+        """A torch.nn.Sequential with copies of the parameters, tied and frozen as they are.
 
-        Methods patched onto our classes are not exported; layers of your own raise TypeError.
+        Methods patched onto our classes are not exported. Layers of your own, and parameters that share memory in other
+        ways than as wholes (a transposed weight, say), raise TypeError.
         """
-        kinds = {ours: theirs for theirs, ours in _TORCH_ACTIVATIONS.items()}
-        modules: list[nn.Module] = []
-        for i, layer in enumerate(self.layers):
-            activation: Layer = layer
-            if isinstance(layer, Dense) and (type(layer) is Dense or original(layer)):
-                n_in, n_out = layer.w.shape
-                linear = nn.Linear(n_in, n_out, device=layer.w.device, dtype=layer.w.dtype)
-                with torch.no_grad():
-                    linear.weight.copy_(layer.w.T)
-                    linear.bias.copy_(layer.b)
-                modules.append(linear)
-                activation = layer.act_f
-            kind = kinds.get(type(activation))  # type: ignore[arg-type]
-            if kind is None:
-                raise TypeError(f"layers[{i}] is {layer!r}, which torch.nn has no module for")
-            if kind is nn.Softmax:
-                modules.append(nn.Softmax(dim=-1))
-            elif kind is not nn.Identity:
-                modules.append(kind())
-        return nn.Sequential(*modules)
+        return sequential_of(self.layers, list(self._slots()))
 
     def copy_parameters(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
         """Copy the parameters of a torch module, in its order: ``model.copy_parameters(net.parameters)``.
@@ -161,12 +122,18 @@ class Model(Parameters):
         if not callable(parameters):
             raise TypeError(f"parameters is {type(parameters).__name__}, expected a method such as net.parameters")
         given = list(parameters())
-        expected = sum(len(layer.parameter_names) for layer in self._trainable())
+        slots = [
+            s for s in self._slots() if s.owner.is_trainable or type(s.owner).is_trainable
+        ]  # others have constants
+        places = [place_of(slot.tensor) for slot in slots]
+        expected = len(set(places))  # torch.nn gives parameters that are tied once
         if len(given) != expected:
             raise ValueError(f"parameters gives {len(given)} tensors, expected {expected}")
+        by_place = dict(zip(dict.fromkeys(places), given, strict=True))
+        given = [by_place[place] for place in places]
         with self._unchanged_on_error():
-            for layer in self._trainable():
-                layer.set_params(*[given.pop(0) for _ in layer.parameter_names])  # type: ignore[attr-defined]
+            for layer, of_layer in itertools.groupby(slots, lambda slot: slot.owner):
+                layer.set_params(*[given.pop(0) for _ in of_layer])
 
     def predict(self, x: Any) -> Tensor:
         """Forward propagation: x (m, n_in) -> predictions (m, n_out)."""
@@ -215,11 +182,12 @@ class Model(Parameters):
         return loss, delta
 
     def _backpropagate(self, delta: Tensor, lr: float, options: dict[str, float]) -> None:
-        for _, layer in each("backward", reversed(list(enumerate(self.layers)))):
-            if isinstance(layer, Activation):
-                delta = layer.backward(delta, layer.a)
-            else:
-                delta = layer.backward(delta, lr, **(options if layer.is_trainable else {}))
+        with self._kept_apart(lr, **options):
+            for _, layer in each("backward", reversed(list(enumerate(self.layers)))):
+                if isinstance(layer, Activation):
+                    delta = layer.backward(delta, layer.a)
+                else:
+                    delta = layer.backward(delta, lr, **(options if layer.trained else {}))
 
     def fit(
         self,
@@ -294,6 +262,7 @@ class Model(Parameters):
         task = Task(x, y, batch_size, lr, weight_decay, valid)
         path = network if isinstance(network, str) else plan_of(self, network, task)
         if isinstance(path, str):
+            self._kept_apart(lr, weight_decay)  # raises before anything has changed
             path = GeneralPath(path, step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
         return run(self, path, epochs, y, shuffle, generator, valid is not None, _print if verbose else None)
 
@@ -301,14 +270,33 @@ class Model(Parameters):
         layers = "".join(f"  {layer!r},\n" for layer in (InputLayer(self.n_in), *self.layers))
         return f"Model([\n{layers}], {self.loss_f!r})"
 
-    def _trainable(self) -> list[Layer]:
-        return [layer for layer in self.layers if layer.is_trainable]
-
-    def _slots(self) -> Iterator[tuple[str, Any, str]]:
+    def _slots(self) -> Iterator[Slot]:
         for i, layer in enumerate(self.layers):
-            if layer.is_trainable:
-                for name in layer.parameter_names:
-                    yield f"layers.{i}.{name}", layer, name
+            for name in layer.parameter_names:
+                # A frozen layer has them all the same, an activation has none.
+                if layer.is_trainable or isinstance(getattr(layer, name, None), Tensor):
+                    yield Slot(f"layers.{i}.{name}", layer, name)
+
+    def _kept_apart(self, lr: float, weight_decay: float = 0.0) -> AbstractContextManager[None]:
+        """In which layers are updated: see :func:`scratchcuda.parameters.kept_apart`, of those parameters that need it.
+
+        Raises:
+            ValueError, TypeError: if there is no right way to update them.
+        """
+        slots = list(self._slots())
+        shared = {slot.name for slot in sharing(slots)}
+        trained = {slot.name for slot in slots if slot.attribute in slot.owner.trained}
+        patched = {slot.name for slot in slots if original(slot.owner) is not Dense}
+        for slot, other in itertools.permutations([slot for slot in slots if slot.name in shared], 2):
+            if slot.name in trained and other.name not in trained and overlap(slot.tensor, other.tensor):
+                raise ValueError(f"{slot.name} shares memory with {other.name}, which is frozen, expected both or none")
+        if weight_decay and (unknown := sorted(shared & trained & patched)):
+            raise TypeError(
+                f"weight_decay is {weight_decay}, but {unknown[0]} is shared, and its layer has methods of its own"
+            )
+        chosen = [slot for slot in slots if slot.name in shared or slot.name in patched - trained]
+        rates = {"w": lr * weight_decay}
+        return kept_apart(chosen, [rates.get(s.attribute, 0.0) if s.name in trained else None for s in chosen])
 
     def _data(self, name: str, x: Any, beside: Tensor | None = None) -> Tensor:
         x = super()._data(name, x, beside)
@@ -329,7 +317,8 @@ class Model(Parameters):
         """Weight decay goes only to methods that know it; a patched backward without it must not lose it silently."""
         if not weight_decay:
             return {}
-        for method in (self.update, *(layer.backward for layer in self._trainable())):  # type: ignore[attr-defined]
+        trained = [layer for layer in self.layers if layer.trained]
+        for method in (self.update, *(layer.backward for layer in trained)):  # type: ignore[attr-defined]
             if "weight_decay" not in inspect.signature(method).parameters:
                 raise TypeError(f"weight_decay is {weight_decay}, but {method.__qualname__} has no such argument")
         return {"weight_decay": weight_decay}
@@ -345,14 +334,6 @@ def _check_layers(layers: Sequence[Layer]) -> None:
             raise TypeError(f"layers[{i}] is {layer!r}, expected a Dense, an activation or a Layer of your own")
         if any(layer is earlier for earlier in layers[:i]):
             raise ValueError(f"layers[{i}] is {layer!r}, which stands in the list already; expected a new object")
-
-
-def _flatten(module: nn.Module) -> Iterator[nn.Module]:
-    if type(module) is nn.Sequential:
-        for child in module:
-            yield from _flatten(child)
-    else:
-        yield module
 
 
 def _print(epoch: int, history: History) -> None:

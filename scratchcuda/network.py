@@ -16,10 +16,11 @@ from scratchcuda.ops import ACTIVATIONS
 
 @dataclass
 class Product:
-    """A layer's weights (n_in, n_out) and bias (n_out,), views of the parameters to train."""
+    """A layer's weights (n_in, n_out) and bias (n_out,), views of its parameters, and which of them are trained."""
 
     w: Tensor
     b: Tensor
+    trained: tuple[str, ...] = ("w", "b")
 
 
 #: A network in elementary stages: products, and the names of activations between them.
@@ -47,8 +48,19 @@ class Network:
         return [stage for stage in self.stages if isinstance(stage, Product)]
 
     @property
+    def first_trained(self) -> int:
+        """The first stage with trained parameters, below which no gradient is needed; one past the last if none has."""
+        trained = (i for i, stage in enumerate(self.stages) if isinstance(stage, Product) and stage.trained)
+        return next(trained, len(self.stages))
+
+    @property
     def parameters(self) -> list[Tensor]:
         return [tensor for product in self.products for tensor in (product.w, product.b)]
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The parameters that are not frozen."""
+        return [getattr(product, name) for product in self.products for name in product.trained]
 
     @cached_property
     def layer_names(self) -> list[str]:
@@ -108,9 +120,7 @@ def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int]) -> N
         if isinstance(layer, Dense):
             if original(layer) is not Dense:
                 return f"layers[{i}] {layer!r} has methods of its own"
-            if not layer.is_trainable:
-                return f"layers[{i}] {layer!r} is not trainable"
-            stages.append(Product(layer.w, layer.b))
+            stages.append(Product(layer.w, layer.b, layer.trained))
             activation = layer.act_f
         if not isinstance(activation, Activation) or original(activation) is None:
             return f"layers[{i}] {layer!r} has methods of its own"

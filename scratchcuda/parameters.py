@@ -1,9 +1,9 @@
 """What Model and SimpleLinearRegression share: named parameters that live on one device in one dtype."""
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,15 +11,28 @@ from torch import Tensor
 from scratchcuda import _checks
 
 
+class Slot(NamedTuple):
+    """Where a parameter is: its name in the state_dict, and the attribute of the object that has it."""
+
+    name: str
+    owner: Any
+    attribute: str
+
+    @property
+    def tensor(self) -> Tensor:
+        value: Tensor = getattr(self.owner, self.attribute)
+        return value
+
+
 class Parameters:
-    """Base class. A subclass yields its parameters as (name, owner, attribute) from ``_slots``."""
+    """Base class. A subclass yields its parameters from ``_slots``."""
 
     #: Whether the parameters may still move to the device of the first data they meet.
     _may_move: bool
     #: An empty tensor of the parameters' device and dtype, for a model that has none.
     _like: Tensor
 
-    def _slots(self) -> Iterator[tuple[str, Any, str]]:
+    def _slots(self) -> Iterator[Slot]:
         raise NotImplementedError
 
     @property
@@ -40,15 +53,19 @@ class Parameters:
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         _checks.float_dtype(dtype)
         with torch.inference_mode(False), torch.no_grad():  # or parameters moved while predicting could not be trained
-            for _, owner, attribute in self._slots():
-                setattr(owner, attribute, getattr(owner, attribute).to(device, dtype))
+            slots = list(self._slots())
+            shared = {storage_of(slot.tensor): whole(slot.tensor).to(device, dtype) for slot in sharing(slots)}
+            for slot in slots:
+                memory = shared.get(storage_of(slot.tensor))
+                tensor = slot.tensor.to(device, dtype) if memory is None else like(slot.tensor, memory)
+                setattr(slot.owner, slot.attribute, tensor)
             self._like = self._like.to(device, dtype)
         self._may_move = self._may_move and device is None
         return self
 
     def state_dict(self) -> "OrderedDict[str, Tensor]":
         """The parameters by name, sharing memory with the model as torch.nn's do."""
-        return OrderedDict((name, getattr(owner, attribute).detach()) for name, owner, attribute in self._slots())
+        return OrderedDict((slot.name, slot.tensor.detach()) for slot in self._slots())
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy the parameters of another model's state_dict; names and shapes must be those of this model's."""
@@ -63,8 +80,19 @@ class Parameters:
             for name, tensor in own.items():
                 tensor.copy_(state_dict[name])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With what parameters share beside them: pickled one by one, they would each have their own."""
+        shared = sharing(self._slots())
+        memory = {storage_of(slot.tensor): whole(slot.tensor) for slot in shared}
+        return vars(self) | {"_shared": [(slot, memory[storage_of(slot.tensor)]) for slot in shared]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for slot, memory in state.pop("_shared"):
+            setattr(slot.owner, slot.attribute, like(slot.tensor, memory))
+        vars(self).update(state)
+
     def _reference(self) -> Tensor:
-        return next((getattr(owner, attribute) for _, owner, attribute in self._slots()), self._like)
+        return next((slot.tensor for slot in self._slots()), self._like)
 
     def _data(self, name: str, x: Any, beside: Tensor | None = None) -> Tensor:
         """Data as a tensor of the parameters' dtype on their device, or beside other data.
@@ -100,3 +128,71 @@ class Parameters:
                 for name, tensor in self.state_dict().items():
                     tensor.copy_(before[name])
                 raise
+
+
+def sharing(slots: Iterable[Slot]) -> list[Slot]:
+    """Those whose parameters lie in memory that another's lie in too: tied, or cut from one piece."""
+    slots = list(slots)
+    counts = Counter(storage_of(slot.tensor) for slot in slots)
+    return [slot for slot in slots if counts[storage_of(slot.tensor)] > 1]
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells the memory that a tensor lies in from all other; on the meta device too, where no address does."""
+    number: int = tensor.untyped_storage()._cdata
+    return number
+
+
+def place_of(tensor: Tensor) -> Hashable:
+    """Which elements of which memory, in which order."""
+    return storage_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of the memory that a tensor lies in, as (elements,) of its dtype."""
+    elements = tensor.untyped_storage().nbytes() // tensor.itemsize
+    return tensor.detach().as_strided((elements,), (1,), 0)
+
+
+def like(tensor: Tensor, memory: Tensor) -> Tensor:
+    """The place of a tensor in its memory, in other memory (elements,)."""
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def overlap(tensor: Tensor, other: Tensor) -> bool:
+    """Whether they have an element in common."""
+    if storage_of(tensor) != storage_of(other):
+        return False
+    marks = torch.zeros_like(whole(tensor), dtype=torch.bool, device="cpu")
+    like(tensor, marks).fill_(True)
+    return bool(like(other, marks).any())
+
+
+@contextmanager
+def kept_apart(slots: Sequence[Slot], rates: Sequence[float | None]) -> Iterator[None]:
+    """Within the block owners have copies of their parameters; after it, each parameter has the changes of all copies.
+
+    So every gradient is one of the parameters that the forward has used, whichever layers above have been updated, and
+    a frozen parameter stays as it is, whatever a layer's own backward does to it.
+
+    Args:
+        slots: of parameters that may share memory.
+        rates: by which each copy decays, in proportion to itself; what is shared decays once. None for a frozen one.
+    """
+    before = [slot.tensor for slot in slots]
+    changes: dict[int, Tensor] = {}
+    for slot, tensor in zip(slots, before, strict=True):
+        setattr(slot.owner, slot.attribute, tensor.detach().clone())
+    try:
+        yield
+        for slot, tensor, rate in zip(slots, before, rates, strict=True):
+            if rate is not None:
+                change = changes.setdefault(storage_of(tensor), torch.zeros_like(whole(tensor)))
+                like(tensor, change).add_(slot.tensor - tensor + rate * tensor)
+    finally:
+        for slot, tensor in zip(slots, before, strict=True):
+            setattr(slot.owner, slot.attribute, tensor)
+    trained = [(tensor, rate) for tensor, rate in zip(before, rates, strict=True) if rate is not None]
+    values = [tensor + (like(tensor, changes[storage_of(tensor)]) - rate * tensor) for tensor, rate in trained]
+    for (tensor, _), value in zip(trained, values, strict=True):  # where they overlap, the same is written again
+        tensor.copy_(value)

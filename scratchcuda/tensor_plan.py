@@ -90,8 +90,9 @@ class TensorPlan(FitPath):
     @torch.no_grad()
     def finish(self) -> None:
         for product, w in zip(self.products, self.weights, strict=True):
-            product.w.copy_(w[:-1])
-            product.b.copy_(w[-1])
+            for name, values in (("w", w[:-1]), ("b", w[-1])):
+                if name in product.trained:
+                    getattr(product, name).copy_(values)
         if self.last is not None:
             step, x, _, _ = self.last
             for layer, before, after in self.network.owners:
@@ -281,7 +282,7 @@ class _Step(_Evaluation):
         else:
             function = partial(aten._log_softmax_backward_data.out, self.negative, self.log_p)
             self.backward.append(bound("loss", "", partial(function, 0, self.delta.dtype, out=self.delta)))
-        first = next(i for i, stage in enumerate(self.stages) if isinstance(stage, Product))
+        first = self.network.first_trained
         weights = list(self.weights)
         delta, busy = self.delta, self.delta
         for i in reversed(range(first, len(self.stages))):
@@ -294,11 +295,17 @@ class _Step(_Evaluation):
                 busy = self._shared_buffer(len(w) - 1, busy)
                 delta = busy[:-1]
                 self.backward.append(bound("backward", layer, partial(torch.mm, w[:-1], above, out=delta)))
-            update = bound("update", layer, _update(w, above.mT, lr * scale, weight_decay / scale))
+            if not stage.trained:
+                continue
+            # Of weights and bias those rows that are trained, which the same rows of the values belong to.
+            rows = slice(0 if "w" in stage.trained else len(w) - 1, len(w) if "b" in stage.trained else len(w) - 1)
+            update = _update(w[rows], above.mT, lr * scale, weight_decay / scale, len(w) - 1 - rows.start)
+            update = bound("update", layer, update)
             if i > 0:
-                self.backward.append(partial(update, self._value(i)))
+                self.backward.append(partial(update, self._value(i)[rows]))
             else:
-                self.update_first = update
+                trains_all = len(stage.trained) == 2
+                self.update_first = update if trains_all else lambda x, update=update, rows=rows: update(x[rows])
 
     def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
         super().run(x, y, loss)
@@ -308,15 +315,15 @@ class _Step(_Evaluation):
             self.update_first(x)
 
 
-def _update(w: Tensor, delta: Tensor, lr: float, weight_decay: float) -> Callable[[Tensor], object]:
-    """The call that updates w (n_in + 1, n_out) from a layer's values (n_in + 1, columns) and delta (columns, n_out).
+def _update(w: Tensor, delta: Tensor, lr: float, weight_decay: float, decaying: int) -> Callable[[Tensor], object]:
+    """The call that updates w (rows, n_out) from a layer's values (rows, columns) and delta (columns, n_out).
 
-    lr is in units of delta, weight_decay in units of the gradient.
+    lr is in units of delta, weight_decay in units of the gradient; so many of the rows, the first ones, decay.
     """
     if not weight_decay:
         return partial(w.addmm_, mat2=delta, alpha=-lr)
     gradient = torch.empty_like(w)
-    decayed, weights = gradient[:-1], w[:-1]
+    decayed, weights = gradient[:decaying], w[:decaying]
 
     def update(values: Tensor) -> None:
         # The decay joins the gradient, as in torch.optim.SGD: by itself it can be less than half a rounding unit of w.

@@ -132,6 +132,8 @@ def test_any_network(data_):
     torch.manual_seed(draw(st.integers(0, 9)))
     x, y = data(draw(st.integers(1, 40)), sizes[0], sizes[-1], targets)
     model = mlp(sizes, draw(st.sampled_from(ACTIVATIONS)), draw(st.sampled_from(ACTIVATIONS)), loss_of(targets))
+    for layer in model.layers[1:]:  # torch.nn's backward takes a network that has something to train
+        layer.frozen = draw(st.sampled_from([(), (), "w", "b", "wb"]).map(tuple))
     assert_same_trajectory(
         model,
         x,

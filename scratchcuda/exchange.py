@@ -1,0 +1,157 @@
+"""A torch.nn.Sequential as layers of a Model, and back. What the other side cannot keep is an error that names it."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scratchcuda import nn as drop_in
+from scratchcuda._patching import original
+from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
+from scratchcuda.layers import Dense
+from scratchcuda.parameters import Slot, overlap, place_of
+
+_ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
+    nn.ReLU: ReLU,
+    nn.Sigmoid: Sigmoid,
+    nn.Tanh: Tanh,
+    nn.Softmax: Softmax,
+    nn.Identity: Linear,
+}
+_NAMES = {kind.op: kind for kind in _ACTIVATIONS.values()}
+_KINDS: list[type[nn.Module]] = [nn.Linear, *_ACTIVATIONS]
+#: What each class of the drop-in layers is in torch.nn.
+_TORCHS: dict[type[nn.Module], type[nn.Module]] = {getattr(drop_in, t.__name__): t for t in (nn.Sequential, *_KINDS)}
+#: The modules' forwards before anybody patches them.
+_FORWARDS = {kind: kind.forward for pair in _TORCHS.items() for kind in pair}
+
+
+def layers_of(module: nn.Module) -> tuple[list[Layer], list[nn.Linear]]:
+    """The layers of a Model as this module, and the Linear that each of its Dense layers is to have the parameters of.
+
+    Raises:
+        TypeError, ValueError: if a Model cannot be, or not stay, as the module is.
+    """
+    layers: list[Layer] = []
+    linears: dict[str, nn.Linear] = {}
+    for name, child in _flatten("module", module):
+        kind = _torchs(child)
+        activation = _ACTIVATIONS.get(kind)
+        if isinstance(child, nn.Linear) and kind is nn.Linear:
+            _check_parameters(name, child, linears)
+            linears[name] = child
+            layers.append(Dense(len(child.weight)))
+            activation = _NAMES[getattr(child, "activation", "none")]
+        if activation is None:
+            hint = ": remove its parametrizations first" if hasattr(child, "parametrizations") else ""
+            names = ", ".join(kind.__name__ for kind in _KINDS)
+            raise TypeError(f"{name} is {child}, expected only {names}{hint}")
+        if isinstance(child, nn.Softmax) and child.dim not in (1, -1):
+            raise ValueError(f"{name} is {child}, expected dim=1 or dim=-1")
+        last = layers[-1] if layers else None
+        if isinstance(last, Dense) and isinstance(last.act_f, Linear):
+            last.act_f = activation()
+        elif kind is not nn.Linear:
+            layers.append(activation())
+    if not linears:
+        raise ValueError(f"module is {module}, expected at least one Linear")
+    return layers, list(linears.values())
+
+
+def share(layers: Sequence[Layer], linears: Sequence[nn.Linear]) -> None:
+    """Tie and freeze the parameters of Dense layers as those of these Linears are."""
+    owners: dict[Tensor, tuple[Dense, str]] = {}
+    for layer, linear in zip((layer for layer in layers if isinstance(layer, Dense)), linears, strict=True):
+        parameters = {"w": linear.weight, "b": linear.bias}
+        for name, parameter in parameters.items():
+            owner, attribute = owners.setdefault(parameter, (layer, name))
+            setattr(layer, name, getattr(owner, attribute))
+        frozen = tuple(name for name, parameter in parameters.items() if not parameter.requires_grad)
+        layer.is_trainable, layer.frozen = len(frozen) < 2, frozen if len(frozen) < 2 else ()
+
+
+def sequential_of(layers: Sequence[Layer], slots: Sequence[Slot]) -> nn.Sequential:
+    """A torch.nn.Sequential with copies of the parameters, tied and frozen as they are."""
+    kinds = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    modules: list[nn.Module] = []
+    made: dict[object, tuple[Slot, nn.Parameter]] = {}
+    for i, layer in enumerate(layers):
+        activation: Layer = layer
+        if isinstance(layer, Dense) and (type(layer) is Dense or original(layer)):
+            n_in, n_out = layer.w.shape
+            linear = nn.Linear(n_in, n_out, device=layer.w.device, dtype=layer.w.dtype)
+            for slot in (slot for slot in slots if slot.owner is layer):
+                theirs = "weight" if slot.attribute == "w" else "bias"
+                setattr(linear, theirs, _parameter(slot, getattr(linear, theirs), made))
+            modules.append(linear)
+            activation = layer.act_f
+        kind = kinds.get(type(activation))  # type: ignore[arg-type]
+        if kind is None:
+            raise TypeError(f"layers[{i}] is {layer!r}, which torch.nn has no module for")
+        if kind is nn.Softmax:
+            modules.append(nn.Softmax(dim=-1))
+        elif kind is not nn.Identity:
+            modules.append(kind())
+    return nn.Sequential(*modules)
+
+
+def _parameter(slot: Slot, new: nn.Parameter, made: dict[object, tuple[Slot, nn.Parameter]]) -> nn.Parameter:
+    """The new parameter with the values of ours, or that which was made for another with which ours is tied."""
+    tensor, trained = slot.tensor, slot.attribute in slot.owner.trained
+    for other, parameter in made.values():
+        if not overlap(tensor, other.tensor):
+            continue
+        if place_of(tensor) != place_of(other.tensor) or parameter.requires_grad != trained:
+            raise TypeError(f"{slot.name} shares memory with {other.name} in a way that torch.nn has no parameters for")
+        return parameter
+    with torch.no_grad():
+        new.copy_(tensor.t())
+    new.requires_grad_(trained)
+    made[slot.name] = slot, new
+    return new
+
+
+def _torchs(module: nn.Module) -> type[nn.Module]:
+    return _TORCHS.get(type(module), type(module))
+
+
+def _flatten(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules within Sequentials, by name, none of which does anything besides."""
+    hooks = [
+        kind for kind in ("forward_pre", "forward", "backward_pre", "backward") if getattr(module, f"_{kind}_hooks")
+    ]
+    if hooks:
+        raise TypeError(f"{name} is {module} with a {hooks[0].replace('_', '-')} hook, which a Model would not call")
+    is_known = type(module) in _FORWARDS
+    if "forward" in vars(module) or (is_known and type(module).forward is not _FORWARDS[type(module)]):
+        raise TypeError(f"{name} is {module} with a forward of its own, which a Model would not call")
+    if _torchs(module) is nn.Sequential:
+        for key, child in module._modules.items():
+            if child is not None:
+                yield from _flatten(f"{name}[{key}]", child)
+    else:
+        yield name, module
+
+
+def _check_parameters(name: str, linear: nn.Linear, before: dict[str, nn.Linear]) -> None:
+    """One dtype, one device, memory of their own, and what torch.nn would train is all there is."""
+    if linear.bias is None:
+        raise ValueError(f"{name} is {linear}, expected a Linear with bias")
+    for attribute in ("weight", "bias"):
+        parameter = getattr(linear, attribute)
+        what = f"{name}.{attribute}"
+        if type(parameter) is not nn.Parameter:
+            raise TypeError(f"{what} is {type(parameter).__name__}, expected a Parameter, which no other tensor makes")
+        first_name, first = next(iter(before.items()), (name, linear))
+        if parameter.dtype != first.weight.dtype:
+            raise TypeError(f"{what} has dtype {parameter.dtype}, expected {first.weight.dtype} as {first_name}.weight")
+        if parameter.device != first.weight.device:
+            raise ValueError(
+                f"{what} is on device {parameter.device}, expected {first.weight.device} as {first_name}.weight"
+            )
+        for other_name, other in before.items():
+            for of_other in (other.weight, other.bias):
+                if of_other is not parameter and overlap(of_other, parameter):
+                    raise TypeError(
+                        f"{what} shares memory with a parameter of {other_name}, expected the same Parameter"
+                    )
