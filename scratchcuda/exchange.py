@@ -43,9 +43,8 @@ def layers_of(module: nn.Module) -> tuple[list[Layer], list[nn.Linear]]:
             layers.append(Dense(len(child.weight)))
             activation = _NAMES[getattr(child, "activation", "none")]
         if activation is None:
-            hint = ": remove its parametrizations first" if hasattr(child, "parametrizations") else ""
             names = ", ".join(kind.__name__ for kind in _KINDS)
-            raise TypeError(f"{name} is {child}, expected only {names}{hint}")
+            raise TypeError(f"{name} is a {type(child).__name__}, expected one of {names}")
         if isinstance(child, nn.Softmax) and child.dim not in (1, -1):
             raise ValueError(f"{name} is {child}, expected dim=1 or dim=-1")
         last = layers[-1] if layers else None
@@ -117,14 +116,14 @@ def _torchs(module: nn.Module) -> type[nn.Module]:
 
 def _flatten(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules within Sequentials, by name, none of which does anything besides."""
-    hooks = [
-        kind for kind in ("forward_pre", "forward", "backward_pre", "backward") if getattr(module, f"_{kind}_hooks")
-    ]
-    if hooks:
-        raise TypeError(f"{name} is {module} with a {hooks[0].replace('_', '-')} hook, which a Model would not call")
-    is_known = type(module) in _FORWARDS
-    if "forward" in vars(module) or (is_known and type(module).forward is not _FORWARDS[type(module)]):
-        raise TypeError(f"{name} is {module} with a forward of its own, which a Model would not call")
+    own, kind = "", type(module)
+    for kinds in ("forward_pre", "forward", "backward_pre", "backward"):
+        for hook in getattr(module, f"_{kinds}_hooks").values():
+            own = f"{kinds} hook {getattr(hook, '__qualname__', type(hook).__name__)}"
+    if "forward" in vars(module) or (kind in _FORWARDS and kind.forward is not _FORWARDS[kind]):
+        own = "forward of its own"
+    if own:
+        raise TypeError(f"{name} is a {kind.__name__} with a {own}, expected one without, which no Model would call")
     if _torchs(module) is nn.Sequential:
         for key, child in module._modules.items():
             if child is not None:
