@@ -97,7 +97,7 @@ def not_empty(name: str, value: Tensor) -> None:
 
 
 def same_length(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.dim() == 0 or len(value) != len(other):
+    if value.shape[:1] != other.shape[:1] or not value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {len(other)} samples as {other_name}")
 
 
@@ -106,7 +106,7 @@ def class_indices(name: str, value: Tensor, classes: int | None) -> None:
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {value.dtype}, expected integer class indices")
     if classes is not None and value.numel() and not value.is_meta:
-        low, high = (int(end) for end in value.long().aminmax())
+        low, high = map(int, value.long().aminmax())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             raise ValueError(f"{name} holds class index {wrong}, expected 0 to {classes - 1}")

@@ -4,24 +4,27 @@ The documents teach by patching methods onto classes. A faster form of a method 
 for it only while nobody has patched it or overridden it in a subclass.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, TypeVar
 
 _T = TypeVar("_T", bound=type)
 _METHODS = ("__call__", "__forward__", "forward", "backward", "loss", "mse_loss", "predict", "evaluate", "update")
-_originals: dict[type, dict[str, object]] = {}
+_originals: dict[type, tuple[Callable[[type], Any], Any]] = {}  # what gets the methods of a class, and what it has got
 
 
 def replaceable(cls: _T) -> _T:
     """Class decorator: remember the methods that a faster form stands in for."""
-    defined = [name for name in _METHODS if any(name in vars(base) for base in cls.__mro__)]
-    _originals[cls] = {name: getattr(cls, name) for name in defined}
+    methods = attrgetter(*(name for name in _METHODS if any(name in vars(base) for base in cls.__mro__)))
+    _originals[cls] = methods, methods(cls)
     return cls
 
 
 def original(obj: object) -> type | None:
     """The remembered class whose methods ``obj`` runs unchanged, or None if any was patched or overridden."""
-    cls = type(obj)
-    known = next((base for base in cls.__mro__ if base in _originals), None)
+    cls: type = type(obj)
+    known = cls if cls in _originals else next((base for base in cls.__mro__ if base in _originals), None)
     if known is None or not vars(obj).keys().isdisjoint(_METHODS):
         return None
-    return known if all(getattr(cls, name) is method for name, method in _originals[known].items()) else None
+    methods, as_written = _originals[known]
+    return known if methods(cls) == as_written else None

@@ -1,6 +1,7 @@
 """Activations: each is callable, has ``backward(delta, a)``, and serves inside a Dense or as a layer of its own."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -27,9 +28,32 @@ class Layer:
     @property
     def trained(self) -> tuple[str, ...]:
         """The names of the parameters that training changes."""
+        if not self.frozen:
+            return self.parameter_names if self.is_trainable else ()
         if isinstance(self.frozen, str) or not set(self.frozen) <= set(self.parameter_names):
             raise ValueError(f"frozen is {self.frozen!r}, expected a collection of some of {self.parameter_names}")
         return tuple(name for name in self.parameter_names if name not in self.frozen) if self.is_trainable else ()
+
+    def show(self, make: Callable[[int], Tensor], **indices: int) -> None:
+        """Give it attributes that ``make(index)`` makes when they are asked for."""
+        attributes = vars(self)
+        for name in indices:
+            attributes.pop(name, None)
+        attributes["_shown"] = make, indices
+
+    if not TYPE_CHECKING:  # which would take any name for an attribute's
+
+        def __getattr__(self, name: str) -> Any:
+            make, indices = vars(self).get("_shown", (None, ()))
+            if name not in indices:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            value = vars(self)[name] = make(indices[name])
+            return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        for name in vars(self).get("_shown", (None, ()))[1]:
+            getattr(self, name)
+        return {name: value for name, value in vars(self).items() if name != "_shown"}
 
     def construct(self, x: Tensor) -> Tensor:
         return self.forward(x)

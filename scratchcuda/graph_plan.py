@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -94,7 +95,7 @@ class GraphPlan(FitPath):
     @torch.no_grad()
     def finish(self) -> None:
         # Replays write behind autograd's back: a graph that saved a parameter must raise, not lie.
-        torch.autograd.graph.increment_version(self.network.trained)
+        torch.autograd.graph.increment_version(compress(self.network.parameters, self.network.are_trained))
         self.graph_bytes = self.captured.bytes()
         if self.last is None:
             return
@@ -160,12 +161,11 @@ class GraphPlan(FitPath):
 
 def _units(network: Network) -> list[_Unit]:
     """A product takes the activation after it along, unless a layer shows the value between them."""
-    shown = {index for _, before, after in network.owners for index in (before, after)}
     units: list[_Unit] = []
     for i, stage in enumerate(network.stages):
         if isinstance(stage, Product):
             units.append(_Unit(stage, "none", i + 1))
-        elif units and units[-1].product and units[-1].activation == "none" and i not in shown:
+        elif units and units[-1].product and units[-1].activation == "none" and i not in network.shown:
             units[-1] = _Unit(units[-1].product, stage, i + 1)
         else:
             units.append(_Unit(None, stage, i + 1))

@@ -114,7 +114,7 @@ class SimpleLinearRegression(Parameters):
         if x_valid is not None or y_valid is not None:
             valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
         self._settle(first)
-        batch_size = min(batch_size, len(y))
+        batch_size = min(batch_size, y.shape[0])
 
         def step(x: Tensor, y: Tensor) -> float | Tensor:
             with named("forward"):

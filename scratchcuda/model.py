@@ -239,7 +239,7 @@ class Model(Parameters):
         if x_valid is not None or y_valid is not None:
             valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
         self._settle(x_train)
-        batch_size = min(batch_size, len(y))
+        batch_size = min(batch_size, y.shape[0])
 
         def step(x: Tensor, y: Tensor) -> float | Tensor:
             y_pred = self.__forward__(x)
@@ -311,7 +311,7 @@ class Model(Parameters):
         _checks.not_empty(x_name, x)
         y = y if isinstance(y, Tensor) else _checks.as_tensor(y_name, y).to(x.device)
         _checks.same_length(y_name, y, x_name, x)
-        return x, self.loss_f.as_targets(y_name, y, (len(x), self.n_out), x)
+        return x, self.loss_f.as_targets(y_name, y, (x.shape[0], self.n_out), x)
 
     def _decay_options(self, weight_decay: float) -> dict[str, float]:
         """Weight decay goes only to methods that know it; a patched backward without it must not lose it silently."""

@@ -43,7 +43,7 @@ class Network:
     owners: list[tuple[Layer, int, int]]
     sizes: tuple[int, int]
 
-    @property
+    @cached_property
     def products(self) -> list[Product]:
         return [stage for stage in self.stages if isinstance(stage, Product)]
 
@@ -53,14 +53,19 @@ class Network:
         trained = (i for i, stage in enumerate(self.stages) if isinstance(stage, Product) and stage.trained)
         return next(trained, len(self.stages))
 
-    @property
+    @cached_property
     def parameters(self) -> list[Tensor]:
         return [tensor for product in self.products for tensor in (product.w, product.b)]
 
+    @cached_property
+    def shown(self) -> set[int]:
+        """The indices of the values that layers show."""
+        return {index for _, before, after in self.owners for index in (before, after)}
+
     @property
-    def trained(self) -> list[Tensor]:
-        """The parameters that are not frozen."""
-        return [getattr(product, name) for product in self.products for name in product.trained]
+    def are_trained(self) -> list[bool]:
+        """Of each parameter whether it is not frozen."""
+        return [name in product.trained for product in self.products for name in ("w", "b")]
 
     @cached_property
     def layer_names(self) -> list[str]:

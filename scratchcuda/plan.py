@@ -2,14 +2,14 @@
 
 import torch
 
-from scratchcuda import _backend
+from scratchcuda import _backend, tensor_plan
 from scratchcuda.graph_plan import GraphPlan
 from scratchcuda.network import Network, Task
-from scratchcuda.tensor_plan import TensorPlan
+from scratchcuda.parameters import Parameters
 from scratchcuda.training import FitPath
 
 
-def plan_of(model: object, network: Network, task: Task) -> FitPath | str:
+def plan_of(model: Parameters, network: Network, task: Task) -> FitPath | str:
     """A plan for one fit, or the reason why there is none.
 
     Args:
@@ -17,6 +17,8 @@ def plan_of(model: object, network: Network, task: Task) -> FitPath | str:
         network: what to train.
         task: on what, and how.
     """
+    if _backend.current != "emulator" and (plan := tensor_plan.kept(model, network, task)):
+        return plan
     if reason := network.unfit():
         return reason
     like = network.parameters[0]
@@ -28,4 +30,4 @@ def plan_of(model: object, network: Network, task: Task) -> FitPath | str:
         return GraphPlan(model, network, task)
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
         return "parameters are not all float32 or all float64 on the CPU"
-    return TensorPlan(network, task)
+    return tensor_plan.TensorPlan(model, network, task)

@@ -1,5 +1,6 @@
 """What every fit shares: the loop over the epochs, its history, and Ctrl-C."""
 
+import _signal  # type: ignore[import-not-found]  # what signal is made of: its own functions look for enums first, at 3 µs each
 import signal
 import threading
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class FitPath:
     graph_bytes: int = 0
 
     def mode(self) -> AbstractContextManager[object]:
-        """The context in which everything but finish is called."""
+        """The context in which all the others are called."""
         raise NotImplementedError
 
     def load(self, order: Tensor | None) -> None:
@@ -107,11 +108,11 @@ class HeldInterrupt:
 
     def __enter__(self) -> Self:
         self.pending = False
-        self.previous = signal.getsignal(signal.SIGINT)
+        self.previous = _signal.getsignal(signal.SIGINT)
         # Python delivers signals to the main thread only; an ignored signal and a handler set from C stay as they are.
         self.holds = threading.current_thread() is threading.main_thread() and callable(self.previous)
         if self.holds:
-            signal.signal(signal.SIGINT, self._hold)
+            _signal.signal(signal.SIGINT, self._hold)
         return self
 
     def _hold(self, signum: int, frame: FrameType | None) -> None:
@@ -128,7 +129,7 @@ class HeldInterrupt:
 
     def __exit__(self, *exception: object) -> None:
         if self.holds:
-            signal.signal(signal.SIGINT, self.previous)
+            _signal.signal(signal.SIGINT, self.previous)
             self.check()
 
 
@@ -154,23 +155,22 @@ def run(
     """
     history = model.history = History(path.name, path.reason)
     device = y.device if generator is None else generator.device
-    with HeldInterrupt() as stop:
+    with HeldInterrupt() as stop, path.mode():
         try:
-            with path.mode():
-                for epoch in range(epochs):
-                    if shuffle:
-                        path.load(torch.randperm(len(y), generator=generator, device=device))
-                    elif epoch == 0:
-                        path.load(None)
-                    done = len(history.step_loss)
-                    path.epoch(stop, history.step_loss)
-                    losses = history.step_loss[done:]
-                    history.loss.append(sum(losses) / len(losses))
-                    if validates:
-                        history.valid_loss.append(path.validate())
-                    if report is not None:
-                        report(epoch, history)
-                    stop.check()
+            for epoch in range(epochs):
+                if shuffle:
+                    path.load(torch.randperm(len(y), generator=generator, device=device))
+                elif epoch == 0:
+                    path.load(None)
+                done = len(history.step_loss)
+                path.epoch(stop, history.step_loss)
+                losses = history.step_loss[done:]
+                history.loss.append(sum(losses) / len(losses))
+                if validates:
+                    history.valid_loss.append(path.validate())
+                if report is not None:
+                    report(epoch, history)
+                stop.check()
         finally:
             path.finish()
             history.graph_bytes = path.graph_bytes

@@ -1,13 +1,18 @@
 """Which path serves a fit, and that both give the same numbers."""
 
+import copy
 import math
 import os
+import pickle
 import signal
 import threading
+import weakref
 
 import pytest
+import test_graph_plan
 import torch
 from oracle import same
+from test_graph_plan import CHANGES, network
 from trajectories import TOLERANCE, mlp
 
 from scratchcuda import (
@@ -23,6 +28,7 @@ from scratchcuda import (
     Tanh,
     graph_plan,
     tensor_plan,
+    tensor_steps,
 )
 
 TOLERANCE = TOLERANCE[torch.float64]
@@ -245,6 +251,86 @@ def test_non_contiguous_data_and_gradients_of_the_caller():
     assert not strided.layers[0].w.requires_grad
 
 
+#: Before the next fit. Unlike the graph plan, what the tensor plan has bound knows no data, and serves other data too.
+CHANGES = CHANGES | {
+    "frozen": lambda model, x, y: [setattr(model.layers[1], "frozen", ("w",)), {}][-1],
+    "a parameter in another's place": lambda model, x, y: [model.layers[2].w.t_(), {}][-1],
+    "fewer samples": lambda model, x, y: {"x": x[:9], "y": y[:9]},
+    "one batch": lambda model, x, y: {"batch_size": len(y)},
+}
+ANEW = {"weight_decay", "a parameter elsewhere", "dtype", "an activation", "another fusion", "the loss", "frozen"}
+ANEW |= {"a parameter in another's place"}
+
+
+@pytest.mark.backends("tensor")
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_fit_has_bound_serves_the_next_until_that_is_another(change):
+    model, (x, y) = network("mse"), test_graph_plan.data("mse")
+    options = {"weight_decay": 0.01, "x_valid": x, "y_valid": y, "verbose": False}
+    model.fit(x, y, 2, 0.1, 7, **options)
+    kept, shown = model.plan, [layer.a for layer in model.layers]
+    before = [a.clone() for a in shown]
+    options |= {"x": x, "y": y, "lr": 0.1, "batch_size": 7} | CHANGES[change](model, x, y)
+    x, y, lr, batch_size = (options.pop(name) for name in ("x", "y", "lr", "batch_size"))
+    options |= {"x_valid": x, "y_valid": y} if options["x_valid"] is not None else {}
+    twin = copy.deepcopy(model)
+    histories = [m.fit(x, y, 2, lr, batch_size, plan=m is model, **options) for m in (model, twin)]
+    assert [history.path for history in histories] == ["tensor plan", "general"]
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if model.dtype == torch.float32 else {"rtol": 1e-11, "atol": 1e-12}
+    for name in ("step_loss", "valid_loss"):  # other sums, a few dozen roundings; and below
+        assert getattr(histories[0], name) == pytest.approx(getattr(histories[1], name), rel=tolerance["rtol"])
+    for ours, theirs in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+    for ours, theirs in zip(model.layers, twin.layers, strict=True):
+        torch.testing.assert_close(ours.a, theirs.a, **tolerance)
+    assert (model.plan is kept) == (change not in ANEW)
+    same(shown, before)
+
+
+@pytest.mark.backends("tensor")
+def test_what_is_kept_between_fits(monkeypatch):
+    (x, y), model = data(), mlp([5, 8, 3], Tanh)
+    fit(model, x, y)
+    alive = weakref.ref(x)
+    a = model.layers[0].a.clone()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.plan is None
+        same(twin.layers[0].a, a)
+    model.layers[0].w += 1
+    before = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(torch, "randperm", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(model, x, y, shuffle=True)
+    same(model.state_dict(), before)  # not as the last fit has left them
+    for m in range(1, 12):  # batches of more sizes than are kept
+        model.fit(x[:m], y[:m], 1, 0.1, m, verbose=False)
+    assert len(model.plan.steps) == tensor_plan.KEPT_SIZES
+    del x, y
+    assert alive() is None
+
+
+@pytest.mark.backends("tensor")
+def test_a_fit_within_a_fit(monkeypatch):
+    """By a handler of signals, say: each has a plan of its own."""
+    (x, y), model, twin = data(), mlp([5, 8, 3], Tanh), mlp([5, 8, 3], Tanh)
+    twin.load_state_dict(model.state_dict())
+    fit(model, x, y)
+    fit(twin, x, y)
+    run, within = tensor_steps.Step.run, []
+
+    def runs(self, *batch):
+        run(self, *batch)
+        if not within:
+            within.append(True)
+            fit(model, x, y)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_steps.Step, "run", runs)
+        fit(model, x, y)
+    fit(twin, x, y)
+    same(model.state_dict(), twin.state_dict())  # the outer fit ends last
+
+
 def test_expanded_targets():
     x, y = data()
     model = mlp([5, 8, 3], Tanh)
@@ -265,7 +351,7 @@ def interrupted(monkeypatch, path, at):
     """A model whose fit gets Ctrl-C in the middle of step ``at``."""
     count = 0
     owner, name, calls_a_step = {
-        "tensor plan": (tensor_plan._Step, "run", 1),
+        "tensor plan": (tensor_steps.Step, "run", 1),
         "graph plan": (graph_plan._Captured, "run", 1),
         "general": (Dense, "backward", 2),
     }[path]

@@ -1,0 +1,247 @@
+"""The calls of the tensor plan: of an evaluation, and of a training step, bound once to fixed buffers."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from scratchcuda._ranges import bound
+from scratchcuda.network import Network, Product
+
+aten = torch.ops.aten
+Call = Callable[[], object]
+
+CACHE_LINE = 64
+
+
+class Evaluation:
+    """The calls from a batch of m samples to its loss, all bound but for the batch.
+
+    Attributes:
+        values: value i is the input of stage i, (features + 1, columns), a row of ones last; value 0 is the batch.
+        delta: the gradient of the loss with respect to the last value (n_out, columns), up to a factor.
+        scale: what the sum in ``loss`` is to be multiplied by.
+    """
+
+    #: Whether each value keeps a buffer of its own. An evaluation forgets them, to stay in cache.
+    keeps_values = False
+
+    def __init__(self, network: Network, weights: Sequence[Tensor], m: int):
+        self.weights, self.m = weights, m
+        self.stages = len(network.stages)
+        w = self.weights[0]
+        lanes = CACHE_LINE // w.element_size()
+        # A single product reads the batch only, where padding would gain nothing.
+        self.columns = -(-m // lanes) * lanes if m > lanes and self.stages > 1 else m
+        self.shared: dict[tuple[int, int], Tensor] = {}
+        outputs = self.weights[-1].shape[1]
+        self.delta = w.new_zeros(outputs, self.columns)  # the padding's stays 0
+        # Subtracting the target inside the last product leaves no prediction, which a Dense shows as ``a``.
+        self.fuses_target = network.loss == "mse" and isinstance(network.stages[-1], Product)
+        self.fuses_target &= not (self.keeps_values and network.shown)
+        self.first: Callable[[Tensor], object] | None = None
+        self.calls: list[Call] = []
+        self.values: list[Tensor | None] = [None]
+        self._bind_forward(network)
+        if network.loss == "mse":
+            self.scale = 1 / (m * outputs)
+            compare = self._mse()
+        else:
+            self.scale = 1 / m
+            compare = self._cross_entropy()
+        self.compare = bound("loss", "", compare)
+
+    def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
+        """x (features + 1, columns), y (n_out, m) or class indices (m,), the loss () to write."""
+        if self.first is not None:
+            self.first(x)
+        for call in self.calls:
+            call()
+        self.compare(x, y, loss)
+
+    def _buffer(self, rows: int) -> Tensor:
+        """(rows + 1, columns): zeros above a row of ones."""
+        buffer = self.weights[0].new_zeros(rows + 1, self.columns)
+        buffer[-1] = 1
+        return buffer
+
+    def _shared_buffer(self, rows: int, busy: Tensor | None) -> Tensor:
+        """Of two buffers of this size, which take turns, the one that is not busy."""
+        turn = int(busy is not None and busy is self.shared.get((rows, 0)))
+        if (rows, turn) not in self.shared:
+            self.shared[rows, turn] = self._buffer(rows)
+        return self.shared[rows, turn]
+
+    def _bind_forward(self, network: Network) -> None:
+        weights = iter(self.weights)
+        stages, shown = network.stages, network.shown
+        if self.fuses_target:
+            stages = stages[:-1]
+        rows = len(self.weights[0]) - 1
+        for i, stage in enumerate(stages):
+            value = self.values[-1]
+            if isinstance(stage, Product):
+                rows = stage.w.shape[1]
+                output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
+                call: Callable[..., object] = partial(torch.mm, next(weights).mT, out=output[:-1])
+            elif value is not None and isinstance(stages[i - 1], Product) and not (self.keeps_values and i in shown):
+                output = value  # in place: nobody needs the product alone
+                call = partial(_FORWARD[stage], out=output[:-1])
+            else:
+                output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
+                call = partial(_FORWARD[stage], out=output[:-1])
+            reads_ones = isinstance(stage, Product)
+            layer = network.layer_names[i]
+            if value is not None:
+                self.calls.append(bound("forward", layer, partial(call, value if reads_ones else value[:-1])))
+            else:
+                self.first = bound("forward", layer, call if reads_ones else lambda x, call=call: call(x[:-1]))
+            self.values.append(output)
+
+    def _mse(self) -> Callable[[Tensor, Tensor, Tensor], object]:
+        delta, flat = self.delta[:, : self.m], self.delta.view(-1)
+        if not self.fuses_target:
+            prediction = self._value(-1)[:-1, : self.m]
+
+            def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
+                torch.sub(prediction, y, out=delta)
+                torch.dot(flat, flat, out=loss)
+
+            return compare
+        w = self.weights[-1].mT
+        value = None if self.values[-1] is None else self.values[-1][:, : self.m]
+
+        def compare_fused(x: Tensor, y: Tensor, loss: Tensor) -> None:
+            torch.addmm(y, w, x if value is None else value, beta=-1, out=delta)
+            torch.dot(flat, flat, out=loss)
+
+        return compare_fused
+
+    def _cross_entropy(self) -> Callable[[Tensor, Tensor, Tensor], object]:
+        # -y, with which the loss is one product and torch's backward of log_softmax starts; 0 in the padding.
+        self.negative = torch.zeros_like(self.delta)
+        self.log_p = torch.empty_like(self.delta)
+        scores, negative = self._value(-1)[:-1], self.negative[:, : self.m]
+        flat, flat_p = self.negative.view(-1), self.log_p.view(-1)
+        log_p, picked = self.log_p[:, : self.m], self.log_p.new_empty(1, self.m)
+        minus_one = picked.new_full((self.m,), -1)
+
+        def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
+            torch._log_softmax(scores, 0, False, out=self.log_p)
+            if y.dim() == 2:
+                torch.neg(y, out=negative)
+                torch.dot(flat, flat_p, out=loss)
+                return
+            # Picked, not multiplied: a score of -inf in another class would make the loss NaN.
+            index = y.unsqueeze(0)
+            negative.zero_().scatter_(0, index, -1)
+            torch.gather(log_p, 0, index, out=picked)
+            torch.dot(minus_one, picked[0], out=loss)
+
+        return compare
+
+    def value(self, x: Tensor, index: int) -> Tensor:
+        """Value ``index`` of the last run, on the batch x, as an ordinary tensor (m, features)."""
+        if index > self.stages:  # the softmax that cross-entropy took over
+            value = self.log_p[:, : self.m].exp()
+        else:
+            value = (x if index == 0 else self._value(index))[:-1, : self.m]
+        return value.T.clone(memory_format=torch.contiguous_format)
+
+    def _value(self, index: int) -> Tensor:
+        value = self.values[index]
+        assert value is not None  # value 0, the batch, is asked for by name
+        return value
+
+
+class Step(Evaluation):
+    """A training step: the evaluation, then backward with the updates."""
+
+    keeps_values = True
+
+    def __init__(self, network: Network, weights: Sequence[Tensor], m: int, weight_decay: float):
+        super().__init__(network, weights, m)
+        #: What the updates multiply delta by: see :meth:`descend_by`.
+        self.alpha = 0.0
+        self.batch = self._buffer(network.sizes[0])
+        self.samples = self.batch[:-1, :m]
+        self.backward: list[Call] = []
+        self.update_first: Callable[[Tensor], object] | None = None
+        self.gradient_scale = self.scale * (2 if network.loss == "mse" else 1)
+        if network.loss != "mse":
+            function = partial(aten._log_softmax_backward_data.out, self.negative, self.log_p)
+            self.backward.append(bound("loss", "", partial(function, 0, self.delta.dtype, out=self.delta)))
+        first = network.first_trained
+        remaining = list(weights)
+        delta, busy = self.delta, self.delta
+        for i in reversed(range(first, self.stages)):
+            stage, layer = network.stages[i], network.layer_names[i]
+            if not isinstance(stage, Product):
+                self.backward.append(bound("backward", layer, _BACKWARD[stage](delta, self._value(i + 1)[:-1])))
+                continue
+            w, above = remaining.pop(), delta
+            if i > first:
+                busy = self._shared_buffer(len(w) - 1, busy)
+                delta = busy[:-1]
+                self.backward.append(bound("backward", layer, partial(torch.mm, w[:-1], above, out=delta)))
+            if not stage.trained:
+                continue
+            # Of weights and bias those rows that are trained, which the same rows of the values belong to.
+            rows = slice(0 if "w" in stage.trained else len(w) - 1, len(w) if "b" in stage.trained else len(w) - 1)
+            update = bound("update", layer, self._update(w[rows], above.mT, weight_decay, len(w) - 1 - rows.start))
+            if i > 0:
+                self.backward.append(partial(update, self._value(i)[rows]))
+            else:
+                trains_all = len(stage.trained) == 2
+                self.update_first = update if trains_all else lambda x, update=update, rows=rows: update(x[rows])
+
+    def take(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch x (m, features), y (m, n_out) or (m,) as ``run`` takes it, in memory of its own."""
+        self.samples.copy_(x.mT)
+        return self.batch, y.mT.clone(memory_format=torch.contiguous_format) if y.dim() == 2 else y
+
+    def descend_by(self, lr: float) -> None:
+        """Take this learning rate from here on."""
+        self.alpha = -lr * self.gradient_scale
+
+    def _update(self, w: Tensor, delta: Tensor, weight_decay: float, decaying: int) -> Callable[[Tensor], object]:
+        """The call that updates w (rows, n_out) from a layer's values (rows, columns) and delta (columns, n_out).
+
+        So many of the rows, the first ones, decay.
+        """
+        if not weight_decay:
+            return lambda values: w.addmm_(values, delta, alpha=self.alpha)
+        gradient = torch.empty_like(w)
+        decayed, weights, weight_decay = gradient[:decaying], w[:decaying], weight_decay / self.gradient_scale
+
+        def update(values: Tensor) -> None:
+            # The decay joins the gradient, as in torch.optim.SGD: by itself it can be less than half a rounding unit.
+            torch.mm(values, delta, out=gradient)
+            decayed.add_(weights, alpha=weight_decay)
+            w.add_(gradient, alpha=self.alpha)
+
+        return update
+
+    def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
+        super().run(x, y, loss)
+        for call in self.backward:
+            call()
+        if self.update_first is not None:
+            self.update_first(x)
+
+
+_FORWARD: dict[str, Callable[..., object]] = {
+    "relu": partial(torch.clamp_min, min=0),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softmax": partial(torch._softmax, dim=0, half_to_float=False),
+}
+
+#: From delta with respect to an activation's output a, the call that makes it one with respect to its input.
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Call]] = {
+    "relu": lambda delta, a: partial(aten.threshold_backward.grad_input, delta, a, 0, grad_input=delta),
+    "sigmoid": lambda delta, a: partial(aten.sigmoid_backward.grad_input, delta, a, grad_input=delta),
+    "tanh": lambda delta, a: partial(aten.tanh_backward.grad_input, delta, a, grad_input=delta),
+    "softmax": lambda delta, a: partial(torch._softmax_backward_data, delta, a, 0, a.dtype, grad_input=delta),
+}
