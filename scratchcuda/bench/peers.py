@@ -88,6 +88,24 @@ def scratch(pair: Pair, work: Workload, validate: bool) -> Runner:
     return Runner(run, parameters, path)
 
 
+def fit_by_fit(pair: Pair, work: Workload, validate: bool) -> Runner:
+    """A loop of one's own, as torch.nn wants it: a fit of one step for each batch."""
+    usual, model = scratch(pair, work, validate), pair.scratch
+    by_vector = isinstance(model, scratchcuda.SimpleLinearRegression)
+    data = [(x.squeeze(-1), y.squeeze(-1)) if by_vector else (x, y) for x, y in batches(pair, work)]
+    valid = [t.squeeze(-1) if by_vector else t for t in (pair.x_valid, pair.y_valid)]
+
+    def run() -> Losses:
+        train, valid_losses = [], []
+        for _ in range(work.epochs):
+            losses = [model.fit(x, y, 1, work.lr, len(y), verbose=False).loss[0] for x, y in data]
+            train.append(sum(losses) / len(losses))
+            valid_losses += [model.evaluate(*valid)] * validate
+        return train, valid_losses
+
+    return Runner(run, usual.parameters, usual.path)
+
+
 def overlapping(pair: Pair, work: Workload, validate: bool) -> Runner:
     """Ours, with launches that may begin while the one before them ends."""
     if not pair.x.is_cuda or torch.cuda.get_device_capability() < (9, 0):
@@ -199,6 +217,7 @@ OF_TORCH: dict[str, Peer] = {
 }
 OURS: dict[str, Peer] = {
     SCRATCH: scratch,
+    "scratchcuda, fit by fit": fit_by_fit,
     "scratchcuda, overlapping launches": overlapping,
     "scratchcuda.nn, converted": converted,
 }
