@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import sgd
 
 from scratchcuda import _backend, ops
-from scratchcuda._fallback import fallback
+from scratchcuda._fallback import StandIn, fallback
 
 _OPTIONS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
 
@@ -20,7 +20,7 @@ _torchs_step: Any = torch.optim.SGD.step
 _torchs_step = _torchs_step.__wrapped__ if hasattr(_torchs_step, "hooked") else _torchs_step
 
 
-class SGD(torch.optim.SGD):
+class SGD(torch.optim.SGD, metaclass=StandIn):
     """torch.optim.SGD, with its arguments, state and param_groups, so that a state_dict of either loads into the other.
 
     Where the kernels serve, a step is one launch for each group and device. Parameters may be DTensors, as those of

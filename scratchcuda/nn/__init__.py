@@ -10,16 +10,27 @@ import torch
 
 from scratchcuda._fallback import fallback
 from scratchcuda.nn import functional
-from scratchcuda.nn.conversion import Conversion, Fused, convert, revert
-from scratchcuda.nn.layers import CrossEntropyLoss, Linear, MSELoss, ReLU, Sigmoid, Softmax, Tanh
+from scratchcuda.nn.conversion import Conversion, convert, revert
+from scratchcuda.nn.layers import (
+    CrossEntropyLoss,
+    LazyLinear,
+    Linear,
+    MSELoss,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
 
 __all__ = [
     "Conversion",
     "CrossEntropyLoss",
-    "Fused",
+    "LazyLinear",
     "Linear",
     "MSELoss",
     "ReLU",
+    "Sequential",
     "Sigmoid",
     "Softmax",
     "Tanh",

@@ -1,8 +1,7 @@
 """torch.nn's layers of a model made ours, and back: by their classes, so that each stays the very same object."""
 
 import itertools
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,29 +14,18 @@ _OURS: dict[type[Module], type[Module]] = {
     getattr(torch.nn, ours.__name__): ours
     for ours in (
         layers.Linear,
+        layers.LazyLinear,
         layers.ReLU,
         layers.Sigmoid,
         layers.Tanh,
         layers.Softmax,
         layers.MSELoss,
         layers.CrossEntropyLoss,
+        layers.Sequential,
     )
 }
 _FORWARDS = {theirs: theirs.forward for theirs in _OURS}  # as they are before anybody patches them
 _TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
-_ACTIVATIONS = {getattr(torch.nn, name): name.lower() for name in ("ReLU", "Sigmoid", "Tanh", "Softmax")}
-
-
-class Fused(torch.nn.Identity):
-    """Stands in a torch.nn.Sequential for an activation that the Linear before it computes.
-
-    It does nothing, so another layer in that Linear's place gets no activation: :func:`revert` first.
-    """
-
-    replaced: type[Module]
-
-    def extra_repr(self) -> str:
-        return self.replaced.__name__
 
 
 @dataclass
@@ -46,7 +34,7 @@ class Conversion:
 
     Attributes:
         swapped: modules that have changed sides.
-        fused: activations that the Linear before them computes from now on, or no longer.
+        fused: activations that the Linear before them computes, as things stand.
         left: modules that stay as they are, or unfused, and why.
     """
 
@@ -74,31 +62,31 @@ def convert(
     Args:
         model: any module; it may itself be a layer.
         filter: asked for each layer, with its name in the model; what it refuses is left.
-        fuse: let a Linear compute the activation that follows it in a torch.nn.Sequential; :class:`Fused` takes the
-            activation's place. Not for code that calls one of the two by itself.
+        fuse: make each torch.nn.Sequential ours too, in which a Linear computes the activation that follows it. Neither
+            of the two changes, so each may be taken out, replaced, hooked, patched and called by itself.
 
     Returns:
         what was swapped and what was left, and why; ``print`` shows it.
     """
-    done, chosen, refused = Conversion(), [], set()
+    done, chosen = Conversion(), []
     for name, module in _named(model):
-        theirs = next((theirs for theirs in _OURS if isinstance(module, theirs)), None)
-        if theirs is None:
+        theirs = _counterpart(module, _OURS)
+        if theirs is None or type(module) in _TORCHS or (theirs is torch.nn.Sequential and not fuse):
             continue
-        is_ours = type(module) in _TORCHS
-        if not is_ours and (reason := _unfit(module, theirs)):
+        if reason := _unfit(module, theirs):
             done.left[name] = reason
         elif filter is not None and not filter(module, name):
-            refused.add(module)
-            if not is_ours:
-                done.left[name] = "refused by the filter"
-        elif not is_ours:
+            done.left[name] = "refused by the filter"
+        else:
             chosen.append(module)
             done.swapped.append(name)
     for module in chosen:  # now that no filter can raise any more
         module.__class__ = _OURS[type(module)]
-    if fuse:
-        _fuse(model, refused, done)
+    for name, layer, activation in _pairs(model) if fuse else ():
+        if reason := layers.unfused(layer, activation):
+            done.left[name] = f"not fused: {reason}"
+        else:
+            done.fused.append(name)
     return done
 
 
@@ -108,22 +96,14 @@ def revert(model: Module) -> Conversion:
     A Linear that was made with an activation has no counterpart, and is left.
     """
     done = Conversion()
-    for (_, layer), (name, activation) in _pairs(model):
-        fused = type(layer) is layers.Linear and type(activation) is Fused
-        if fused and layer.activation == _ACTIVATIONS[activation.replaced]:
-            del layer.activation
-            activation.__class__ = activation.__dict__.pop("replaced")
-            done.fused.append(name)
     for name, module in _named(model):
-        ours = next((ours for ours in _TORCHS if isinstance(module, ours)), None)
-        if type(module) is Fused:
-            done.left[name] = "the layer before it does not compute it"
-        elif ours is None:
+        ours = _counterpart(module, _TORCHS)
+        if ours is None:
             continue
-        elif type(module) is not ours:
+        if type(module) is not ours:
             done.left[name] = f"is a {type(module).__name__}, not exactly a scratchcuda.nn.{ours.__name__}"
-        elif isinstance(module, layers.Linear) and module.activation != "none":
-            done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
+        elif (activation := getattr(module, "activation", "none")) != "none":
+            done.left[name] = f"torch.nn.Linear has no activation {activation!r}"
         else:
             module.__class__ = _TORCHS[ours]
             done.swapped.append(name)
@@ -136,11 +116,16 @@ def _named(model: Module) -> list[tuple[str, Module]]:
     return list(model.named_modules())
 
 
+def _counterpart(module: Module, kinds: Mapping[type[Module], type[Module]]) -> type[Module] | None:
+    """The one of these classes that it is of, or else that its class derives from."""
+    return next((kind for kind in type(module).__mro__ if kind in kinds), None)
+
+
 def _unfit(module: Module, theirs: type[Module]) -> str:
     """Why this layer cannot be ours."""
     if type(module) is not theirs:
         return f"is a {type(module).__name__}, not exactly a torch.nn.{theirs.__name__}"
-    if _has_own_forward(module) or theirs.forward is not _FORWARDS[theirs]:
+    if "forward" in vars(module) or theirs.forward is not _FORWARDS[theirs]:
         return "has a forward of its own"
     dtype = getattr(getattr(module, "weight", None), "dtype", None)
     if dtype not in (*_backend.DTYPES, None):
@@ -148,43 +133,11 @@ def _unfit(module: Module, theirs: type[Module]) -> str:
     return ""
 
 
-def _has_own_forward(module: Module) -> bool:
-    return "forward" in vars(module)
-
-
-def _pairs(model: Module) -> list[tuple[tuple[str, Module], tuple[str, Module]]]:
-    """Neighbours in torch.nn.Sequential, with their names."""
-    return [
-        tuple((f"{name}.{key}" if name else key, module) for key, module in pair)  # type: ignore[misc]
-        for name, sequential in _named(model)
-        if type(sequential) is torch.nn.Sequential and not _has_own_forward(sequential)
-        for pair in itertools.pairwise(sequential._modules.items())  # named_children leaves repetitions out
-    ]
-
-
-def _fuse(model: Module, refused: set[Module], done: Conversion) -> None:
-    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    for (layer_name, layer), (name, activation) in _pairs(model):
-        theirs = _TORCHS.get(type(activation))
-        if type(layer) is not layers.Linear or theirs not in _ACTIVATIONS:
-            continue
-        if {layer, activation} & refused:
-            done.left[name] = "not fused: refused by the filter"
-        elif _has_own_forward(layer) or _has_own_forward(activation):
-            done.left[name] = "not fused: it or the layer before it has a forward of its own"
-        elif uses[id(layer)] > 1 or uses[id(activation)] > 1:
-            done.left[name] = "not fused: it or the layer before it is used in several places"
-        elif layer.activation != "none":
-            done.left[name] = f"not fused: {layer_name} has the activation {layer.activation!r} already"
-        elif isinstance(activation, torch.nn.Softmax) and activation.dim != -1:
-            done.left[name] = f"not fused: its dim is {activation.dim}, not -1"
-        elif _watched(layer) or _watched(activation) or activation._forward_pre_hooks:
-            done.left[name] = "not fused: hooks would see other values"
-        else:
-            layer.activation = _ACTIVATIONS[theirs]
-            activation.__class__, activation.__dict__["replaced"] = Fused, theirs
-            done.fused.append(name)
-
-
-def _watched(module: Module) -> bool:
-    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+def _pairs(model: Module) -> Iterator[tuple[str, Module, Module]]:
+    """A Linear of ours and an activation of ours after it in a Sequential of ours, and the activation's name."""
+    for name, sequential in _named(model):
+        if type(sequential) is layers.Sequential:
+            for (_, layer), (key, activation) in itertools.pairwise(sequential._modules.items()):
+                if type(layer) is layers.Linear and type(activation) in layers.ACTIVATIONS:
+                    assert activation is not None
+                    yield f"{name}.{key}" if name else key, layer, activation

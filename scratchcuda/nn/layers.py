@@ -4,17 +4,19 @@ Each takes the arguments of torch.nn's, and has its parameters, initial values, 
 other state, so copies, pickles and checkpoints go both ways.
 """
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
-from scratchcuda import _checks
+from scratchcuda import _checks, ops
+from scratchcuda._fallback import StandIn
 from scratchcuda.nn import functional
-from scratchcuda.ops import ACTIVATIONS
 
 
-class Linear(torch.nn.Linear):
+class Linear(torch.nn.Linear, metaclass=StandIn):
     """torch.nn.Linear, ``y = f(x weight^T + bias)``, with an activation f that is computed along with it.
 
     Args:
@@ -36,58 +38,127 @@ class Linear(torch.nn.Linear):
         *,
         activation: str = "none",
     ):
-        _checks.one_of("activation", activation, ACTIVATIONS)
+        _checks.one_of("activation", activation, ops.ACTIVATIONS)
         super().__init__(in_features, out_features, bias, device, dtype)
         if activation != "none":
             self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.compute(input, self.activation)
+
+    def compute(self, input: Tensor, activation: str) -> Tensor:
+        """With this activation."""
         parameters = self._parameters  # where they usually are: through Module's attributes it takes half a µs each
         weight, bias = parameters.get("weight"), parameters.get("bias")
         if weight is None or bias is None:
-            return functional.linear(input, self.weight, self.bias, self.activation)
-        return functional.linear(input, weight, bias, self.activation)
+            return functional.linear(input, self.weight, self.bias, activation)
+        return functional.linear(input, weight, bias, activation)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation != "none" else "")
 
 
-class ReLU(torch.nn.ReLU):
+class LazyLinear(torch.nn.LazyLinear, metaclass=StandIn):
+    """torch.nn.LazyLinear, which becomes our :class:`Linear`."""
+
+    cls_to_become = Linear
+
+
+class ReLU(torch.nn.ReLU, metaclass=StandIn):
     """torch.nn.ReLU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.relu(input, self.inplace)
 
 
-class Sigmoid(torch.nn.Sigmoid):
+class Sigmoid(torch.nn.Sigmoid, metaclass=StandIn):
     """torch.nn.Sigmoid."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.sigmoid(input)
 
 
-class Tanh(torch.nn.Tanh):
+class Tanh(torch.nn.Tanh, metaclass=StandIn):
     """torch.nn.Tanh."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.tanh(input)
 
 
-class Softmax(torch.nn.Softmax):
+class Softmax(torch.nn.Softmax, metaclass=StandIn):
     """torch.nn.Softmax."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.softmax(input, self.dim, _stacklevel=5)
 
 
-class MSELoss(torch.nn.MSELoss):
+class Sequential(torch.nn.Sequential, metaclass=StandIn):
+    """torch.nn.Sequential, in which a Linear computes the activation after it, where nobody can tell the difference.
+
+    That is decided at each call (:func:`unfused`), so that modules may be taken out, replaced, hooked and patched.
+    """
+
+    def forward(self, input: Any) -> Any:
+        computed = False
+        modules: list[Any] = [*self, None]
+        for module, following in itertools.pairwise(modules):
+            if computed:  # by the Linear before it
+                computed = False
+            elif type(input) in _TENSORS and not unfused(module, following, input.dim()):
+                input, computed = module.compute(input, ACTIVATIONS[type(following)]), True
+            else:
+                input = module(input)
+        return input
+
+
+#: The activations that a Linear can compute.
+ACTIVATIONS: dict[type[Any], str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh", Softmax: "softmax"}
+_TENSORS = (Tensor, torch.nn.Parameter)
+#: As they are written here.
+_FORWARDS = {Linear: Linear.forward} | {kind: kind.forward for kind in ACTIVATIONS}
+_CALL = torch.nn.Module.__call__
+
+
+def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
+    """Why a layer does not compute the activation after it in a :class:`Sequential`; nothing if it does.
+
+    Args:
+        layer, activation: neighbours.
+        dims: of the input, if it is known.
+    """
+    kind = type(activation)
+    if type(layer) is not Linear or kind not in ACTIVATIONS:
+        return "they are no Linear and activation of ours"
+    if layer.activation != "none":
+        return "the layer before it has an activation already"
+    if kind is Softmax and activation.dim != -1 and (dims is None or activation.dim != dims - 1):
+        return "it does not run over the last dimension"
+    if _is_watched(layer) or _is_watched(activation) or _has_any_global_hook():
+        return "hooks would see other values"
+    forwards = _FORWARDS[Linear], _FORWARDS[kind]
+    if (_function(layer.forward), _function(activation.forward)) != forwards or torch.nn.Module.__call__ is not _CALL:
+        return "one of the two has a forward of its own"
+    return ""
+
+
+def _is_watched(module: torch.nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _function(method: Any) -> Any:
+    return getattr(method, "__func__", None)
+
+
+class MSELoss(torch.nn.MSELoss, metaclass=StandIn):
     """torch.nn.MSELoss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(input, target, reduction=self.reduction)
 
 
-class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss, metaclass=StandIn):
     """torch.nn.CrossEntropyLoss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""One changed import: what asks whether a layer is an nn.Linear goes on finding all that it has found."""
+
+import abc
+import copy
+import pickle
+
+import pytest
+import torch
+from oracle import same
+
+import scratchcuda
+from scratchcuda import nn, optim
+
+KINDS = ["Linear", "LazyLinear", "ReLU", "Sigmoid", "Tanh", "Softmax", "Sequential", "MSELoss", "CrossEntropyLoss"]
+
+pytestmark = pytest.mark.backends("tensor", "kernels")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_instances_and_subclasses_are_those_of_torch_nn(name):
+    ours, theirs = getattr(nn, name), getattr(torch.nn, name)
+    assert ours.__module__.startswith("scratchcuda.nn")
+    derived, by_user = type("Derived", (theirs,), {}), type("ByUser", (ours,), {})
+    arguments = {"Linear": (2, 2), "LazyLinear": (2,)}.get(name, ())
+    made = {kind: kind(*arguments) for kind in (ours, theirs, derived, by_user)}
+    other = torch.nn.Dropout()
+    for _ in range(2):  # an answer may be kept
+        assert all(isinstance(module, ours) for module in made.values())
+        assert all(issubclass(kind, ours) for kind in made)
+        assert not isinstance(other, ours)
+        assert not issubclass(torch.nn.Module, ours)
+        # what users derive is a class as any other
+        assert [isinstance(module, by_user) for module in made.values()] == [False, False, False, True]
+        assert [issubclass(kind, by_user) for kind in made] == [False, False, False, True]
+    assert not isinstance(3, ours)
+    for twin in (copy.deepcopy(made[ours]), pickle.loads(pickle.dumps(made[ours]))):
+        assert type(twin) is ours
+
+
+def layers_of_torch():
+    lazy = torch.nn.LazyLinear(4)
+    lazy(torch.randn(1, 3))
+    return torch.nn.ModuleList([lazy, torch.nn.TransformerEncoderLayer(4, 2, 8), torch.nn.MultiheadAttention(4, 2)])
+
+
+def test_initialisation_and_weight_decay_reach_the_layers_that_torch_makes():
+    net = layers_of_torch()
+
+    def init(module):
+        match module:
+            case nn.Linear():
+                nn.init.zeros_(module.weight)
+
+    net.apply(init)
+    linears = [module for module in net.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linears) == 5  # the lazy one, three of the encoder's, and the attention's
+    same([linear.weight.detach() for linear in linears], [torch.zeros_like(linear.weight) for linear in linears])
+
+
+def test_a_lazy_layer_becomes_ours():
+    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), torch.nn.LazyLinear(2))
+    assert nn.convert(net).swapped == ["2"]
+    assert [type(module) for module in copy.deepcopy(net)] == [nn.LazyLinear, nn.ReLU, nn.LazyLinear]
+    net(torch.randn(1, 3))
+    assert [type(module) for module in net] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert net[0].weight.shape == (4, 3)
+    lazy = nn.LazyLinear(4)
+    assert nn.revert(lazy).swapped == [""]
+    lazy(torch.randn(1, 3))
+    assert type(lazy) is torch.nn.Linear
+
+
+def test_optimizers():
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+    assert isinstance(theirs, optim.SGD)
+    assert not isinstance(torch.optim.Adam(theirs.param_groups[0]["params"]), optim.SGD)
+
+
+class Mixin(abc.ABC):
+    @abc.abstractmethod
+    def name(self):
+        """Of the layer."""
+
+
+class Named(nn.Linear, Mixin):
+    def name(self):
+        return "named"
+
+
+def test_classes_that_derive_from_ours():
+    assert Named(2, 2).name() == "named"
+    assert isinstance(Named(2, 2), nn.Linear)
+    assert not isinstance(nn.Linear(2, 2), Named)
+    with pytest.raises(TypeError, match="abstract"):
+        type("Nameless", (nn.Linear, Mixin), {})(2, 2)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    assert isinstance(layer, nn.Linear)
+    assert not isinstance(nn.Linear(2, 2), type(layer))
+    # as FSDP makes its classes
+    sharded = type("FSDPLinear", (type("FSDPModule", (), {}), nn.Linear), {})
+    assert not isinstance(nn.Linear(2, 2), sharded)
+    assert not isinstance(torch.nn.Linear(2, 2), sharded)
+
+
+def test_a_compiler_takes_the_question():
+    layer, lazy = nn.Linear(3, 4), layers_of_torch()[0]
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def run(x):
+        for module in (lazy, layer):
+            if isinstance(module, nn.Linear) and not isinstance(module, nn.ReLU):
+                x = x + module(x).sum()
+        return x
+
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(run(x), x + lazy(x).sum() + layer(x + lazy(x).sum()).sum())
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_compiled_sequential(hooked):
+    """Where a hook makes two of a pair. One that is registered later is overlooked in torch.nn's networks as well."""
+    torch._dynamo.reset()  # for the same reason
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    if hooked:
+        net[1].register_forward_hook(lambda module, args, output: output + 1)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), net[2](net[0](x).relu() + hooked))
+
+
+def test_other_names_are_torchs():
+    assert nn.Dropout is torch.nn.Dropout
+    assert scratchcuda.nn.functional.gelu is torch.nn.functional.gelu
