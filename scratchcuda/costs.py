@@ -10,7 +10,8 @@ tangent count as one each. torch.utils.flop_counter counts products alone, by co
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +26,13 @@ class Cost(NamedTuple):
         products: FLOPs of its matrix products.
         others: FLOPs of all else.
         bytes: read and written.
+        counted: whether its FLOPs are known; those of what is not are given as 0.
     """
 
     products: int
     others: int
     bytes: int
+    counted: bool = True
 
     @property
     def flops(self) -> int:
@@ -47,8 +50,9 @@ def cost(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Co
     if op.is_view:
         return Cost(0, 0, 0)
     name, given = name_of(op), arguments(op, args, kwargs)
-    products = _products(op, name, given, args, kwargs, out)
-    return Cost(products, _others(op, name, given, out), _bytes(op, name, given, out))
+    products, others = _products(op, name, given, args, kwargs, out), _others(op, name, given, out)
+    is_counted = products is not None or others is not None
+    return Cost(products or 0, others or 0, _bytes(op, name, given, out), is_counted)
 
 
 def register(packet: Any) -> None:
@@ -79,12 +83,16 @@ def arguments(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors of a tensor, or of nested lists, tuples and dicts of them."""
+    """All tensors of a tensor, or of nested lists, tuples, mappings and dataclasses of them."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple | dict):
-        for item in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, list | tuple):
+        for item in value:
             yield from tensors_of(item)
+    elif isinstance(value, Mapping):
+        yield from tensors_of(list(value.values()))
+    elif is_dataclass(value):
+        yield from tensors_of([getattr(value, field.name, None) for field in fields(value)])
 
 
 def stored(tensor: Tensor) -> int:
@@ -131,19 +139,23 @@ _PER_ELEMENT = {
     "_log_softmax": 5,
     "_softmax_backward_data": 4,
     "_log_softmax_backward_data": 4,
+    "_safe_softmax": 5,
+    # mean 1, variance 3, normalized 1, scaled and shifted 2; backward: normalized 2, its gradient 1, the two means of
+    # that 3, combined 4, the gradients of scale and shift 3
+    **dict.fromkeys((f"{by}_norm" for by in ("native_layer", "native_group", "native_batch", "cudnn_batch")), 7),
+    **dict.fromkeys((f"{by}_norm_backward" for by in ("native_layer", "native_group", "native_batch")), 13),
+    "cudnn_batch_norm_backward": 13,
+    "_adaptive_avg_pool2d": 1,
+    "_adaptive_avg_pool2d_backward": 1,
+    "cumsum": 1,
     "mse_loss": 3,
     "mse_loss_backward": 3,
     "threshold_backward": 1,
     "dot": 2,
+    "vdot": 2,
     "mv": 2,
     "addmv": 2,
     "addr": 3,
-    "copy": 0,
-    "clone": 0,
-    "fill": 0,
-    "zero": 0,
-    "zeros_like": 0,
-    "ones_like": 0,
 }
 
 
@@ -170,6 +182,15 @@ _OTHERS: dict[str, Callable[[dict[str, Any], Any], int]] = {
     "cross_entropy_step": _cross_entropy,
     "sgd_update": _sgd,
     "_fused_sgd": _sgd,
+    "convolution_backward": lambda of, out: of["output_mask"][2] * of["grad_output"].numel(),
+    "embedding_dense_backward": lambda of, out: of["grad_output"].numel(),
+    "index_put": lambda of, out: of["accumulate"] * of["values"].numel(),
+    "index_add": lambda of, out: of["source"].numel(),
+    "scatter_add": lambda of, out: of["src"].numel(),
+    "max_pool2d_with_indices": lambda of, out: out[0].numel() * math.prod(of["kernel_size"]),
+    "max_pool2d_with_indices_backward": lambda of, out: of["grad_output"].numel(),
+    "avg_pool2d": lambda of, out: out.numel() * math.prod(of["kernel_size"]),
+    "avg_pool2d_backward": lambda of, out: of["grad_output"].numel() * math.prod(of["kernel_size"]),
 }
 
 
@@ -178,9 +199,41 @@ def _attention(shapes: int) -> Callable[[dict[str, Any], Any], int]:
     return lambda of, out: shapes * 2 * of["query"].numel() * of["key"].shape[-2]
 
 
-#: Products of torch's ops that its own counter leaves out.
+def _convolution_backward(of: dict[str, Any], out: Any) -> int:
+    """The gradients of input and weight take as many multiply-adds as the forward, each of them once."""
+    sites = of["input"] if of["transposed"] else of["grad_output"]  # each meets one filter, of its group's channels
+    return 2 * sites.numel() * math.prod(of["weight"].shape[1:]) * sum(of["output_mask"][:2])
+
+
+def _recurrent(of: dict[str, Any], out: Any) -> int:
+    """Each row of the input, of any step and sample, or the hidden state there, by each matrix of weights."""
+    weights = tensors_of([value for name, value in of.items() if name.startswith("weight")])
+    rows = math.prod(of["input"].shape[:-1])
+    return 2 * rows * sum(weight.numel() for weight in weights if weight.dim() == 2)  # biases are vectors
+
+
+def _trilinear(of: dict[str, Any], out: Any) -> int:
+    """The sum of i1 i2 i3 over some dimensions, as two products: those that i3 lacks are summed by the first."""
+    first, second, third = (list(of[f"i{i}"].shape) for i in (1, 2, 3))
+    for i, shape in enumerate((first, second, third), 1):
+        for dim in sorted(of[f"expand{i}"]):
+            shape.insert(dim, 1)
+    both = [max(sizes) for sizes in zip(first, second, strict=True)]
+    summed = [1 if dim in of["sumdim"] and third[dim] == 1 else size for dim, size in enumerate(both)]
+    return 2 * math.prod(both) + 2 * math.prod(map(max, summed, third))
+
+
+#: Products of torch's ops that its own counter leaves out, or counts without regard to groups.
 _OF_TORCH: dict[str, Callable[[dict[str, Any], Any], int]] = {
+    "convolution_backward": _convolution_backward,
+    "mkldnn_rnn_layer": _recurrent,
+    "mkldnn_rnn_layer_backward": lambda of, out: 2 * _recurrent(of, out),  # of what was multiplied, and of the weights
+    "_cudnn_rnn": _recurrent,
+    "_cudnn_rnn_backward": lambda of, out: (1 + of["output_mask"][3]) * _recurrent(of, out),
+    "_trilinear": _trilinear,
     "_addmm_activation": lambda of, out: 2 * of["mat1"].numel() * of["mat2"].shape[1],
+    "addbmm": lambda of, out: 2 * of["batch1"].numel() * of["batch2"].shape[-1],
+    "_euclidean_dist": lambda of, out: 2 * of["x1"].numel() * of["x2"].shape[-2],
     "_scaled_dot_product_flash_attention_for_cpu": _attention(2),
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention(5),
 }
@@ -188,31 +241,33 @@ _OF_TORCH: dict[str, Callable[[dict[str, Any], Any], int]] = {
 
 def _products(
     op: Any, name: str, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-) -> int:
+) -> int | None:
     if is_ours(op):
         shapes = (value.shape for value in given.values() if isinstance(value, Tensor))
         return _PRODUCTS[name](*shapes) if name in _PRODUCTS else 0
-    if name in _OF_TORCH:
-        return _OF_TORCH[name](given, out)
+    if name.removesuffix("_") in _OF_TORCH:
+        return _OF_TORCH[name.removesuffix("_")](given, out)
     packet = op.overloadpacket
     if packet not in flop_registry and name.endswith("_"):  # torch has a formula for addmm, and none for addmm_
         packet = getattr(torch.ops.aten, name.removesuffix("_"), packet)
     formula = flop_registry.get(packet)
-    return 0 if formula is None else formula(*args, **kwargs, out_val=out)
+    return None if formula is None else formula(*args, **kwargs, out_val=out)
 
 
-def _others(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
+def _others(op: Any, name: str, given: dict[str, Any], out: Any) -> int | None:
     bare = name.removesuffix("_").removeprefix("_foreach_")
     if bare in _OTHERS:
         return _OTHERS[bare](given, out)
     numels = [tensor.numel() for tensor in tensors_of(given)]
+    if not numels or {name, bare} & (_MOVES | _FILLS | _NOTHING):  # such as arange
+        return 0
     if name.startswith("_foreach_"):
         return _PER_ELEMENT.get(bare, 1) * sum(tensor.numel() for tensor in tensors_of(given["self"]))
     if bare in _PER_ELEMENT:
         return _PER_ELEMENT[bare] * max(numels)
     if torch.Tag.pointwise in op.tags:
         return sum(tensor.numel() for tensor in tensors_of(out))
-    return max(numels, default=0) if torch.Tag.reduction in op.tags else 0
+    return max(numels) if torch.Tag.reduction in op.tags else None
 
 
 #: What does not read one of the tensors that it is given: "self", which it fills, or makes another like it.
@@ -221,6 +276,14 @@ _FILLS |= {"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "n
 
 #: What moves nothing, though its schema does not say that it is a view.
 _NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
+_NOTHING |= {"unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"}
+
+#: What moves elements, and computes nothing; in place or not.
+_MOVES = {"copy", "_to_copy", "clone", "fill", "zero", "cat", "stack", "repeat", "roll", "flip", "tril", "triu"}
+_MOVES |= {"index", "index_select", "gather", "scatter", "embedding", "select_backward", "slice_backward"}
+_MOVES |= {"masked_fill", "masked_select", "masked_scatter", "nonzero", "_local_scalar_dense", "_linalg_check_errors"}
+_MOVES |= {"constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"}
+_MOVES |= {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "upsample_nearest1d", "upsample_nearest2d"}
 
 
 def _step(given: dict[str, Any], out: Any) -> int:
