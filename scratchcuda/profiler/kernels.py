@@ -4,7 +4,8 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from scratchcuda import _backend, _emulator
+from scratchcuda.profiler.record import Call
 
 Events = list[dict[str, Any]]
 
@@ -38,26 +40,29 @@ class Kernel:
     occupancy: float | None
 
 
-def launched(calls: Sequence[Callable[[], object]], device: torch.device) -> list[list[Kernel]]:
+def launched(calls: Sequence[Call], device: torch.device) -> list[list[Kernel]]:
     """The kernels that each call launches, by torch.profiler (CUPTI) on a GPU; none on a CPU but for the emulator's."""
     if device.type == "cuda":
         return _on_gpu(calls)
     return [_emulated(call) for call in calls] if _backend.current == "emulator" else [[] for _ in calls]
 
 
-def _emulated(call: Callable[[], object]) -> list[Kernel]:
+def _emulated(call: Call) -> list[Kernel]:
+    run = call.on_copies()
     _emulator.record(True)
-    call()
+    run()
     found = _emulator.launches()
     _emulator.record(False)
     return [Kernel(k.kernel, list(k.grid), list(k.block), None, k.shared_bytes, None) for k in found]
 
 
-def _on_gpu(calls: Sequence[Callable[[], object]]) -> list[list[Kernel]]:
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+def _on_gpu(calls: Sequence[Call]) -> list[list[Kernel]]:
+    with _profiler([ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for i, call in enumerate(calls):
+            run = call.on_copies()
+            torch.cuda.synchronize()
             with record_function(f"call {i}"):
-                call()
+                run()
                 torch.cuda.synchronize()
     events = events_of(profiler)
     built = {}
@@ -66,6 +71,22 @@ def _on_gpu(calls: Sequence[Callable[[], object]]) -> list[list[Kernel]]:
 
         built = {resources["kernel"]: resources["occupancy"] for resources in _C.kernel_resources()}
     return [kernels_in(events, f"call {i}", built) for i in range(len(calls))]
+
+
+@contextmanager
+def _profiler(activities: Sequence[ProfilerActivity]) -> Iterator[torch.profiler.profile]:
+    """torch.profiler. What its library, Kineto, writes to stderr are probes of its own, unless a level is asked for.
+
+    No level leaves errors and not these, which stand above them: those that matter here are that kernels are missing.
+    """
+    is_ours = "KINETO_LOG_LEVEL" not in os.environ
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when a process first uses it
+    try:
+        with torch.profiler.profile(activities=activities, acc_events=True) as profiler:  # or 2.11 warns
+            yield profiler
+    finally:
+        if is_ours:
+            del os.environ["KINETO_LOG_LEVEL"]
 
 
 def events_of(profiler: torch.profiler.profile) -> Events:
@@ -123,7 +144,7 @@ def trace(show: Callable[[], object], device: torch.device) -> dict[str, Any]:
     """A step in Chrome's trace format, which Perfetto opens, with the ranges of phases and layers."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     show()  # what is done once, such as loading kernels, is not shown
-    with torch.profiler.profile(activities=activities) as profiler, record_function("step"):
+    with _profiler(activities) as profiler, record_function("step"):
         show()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -83,11 +83,11 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
         ceilings: of its device.
         compile: whether to compare with torch.compile, which takes seconds for each call.
     """
+    error = error_of(call)  # first: it has copies of its own, and frees them
     run, other = call.on_copies(), call.on_copies()
     args, kwargs = run.args, run.keywords
     dtype = str(call.dtype).removeprefix("torch.")
     floor, limit = ceilings.floor(call.cost.bytes, call.cost.flops, dtype, max(1, len(kernels)))
-    error = error_of(call)
 
     def restore() -> None:  # what is updated in place again and again would vanish, or grow
         for tensor, start in zip(

@@ -1,7 +1,6 @@
 """Profiles a training step: where its time goes, and compared with what."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from scratchcuda.profiler import ceilings, kernels, race
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, clock_of
 from scratchcuda.profiler.measure import Row, measure
+from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, Recorder
 from scratchcuda.profiler.subjects import FitSubject, ModuleSubject, Optimizer, Subject, peers_of, torch_subjects
 
@@ -119,10 +119,13 @@ def profile(
 
     Args:
         model: one of our models, or any torch.nn.Module.
-        inputs: of a batch: of our models x, as fit takes it; of a module its argument, or a tuple of arguments.
+        inputs: of a batch: of our models x, as fit takes it; of a module its argument, a tuple of arguments, or a dict
+            of keyword arguments, such as a tokenizer's output. A single argument that is a tuple or a dict: ``(it,)``.
         targets: of a batch; fit's y, or what the loss takes.
-        loss: of a module's outputs and the targets -> (); the mean square of the outputs if None.
-        optimizer: of a module, from its parameters; SGD if None, scratchcuda's if the module has layers of ours.
+        loss: of a module's outputs and the targets -> (); the mean square of the outputs' first floating-point tensor
+            if None.
+        optimizer: what makes a module's from its parameters, as ``partial(torch.optim.Adam, lr=0.1)``; SGD if None,
+            scratchcuda's if the module has layers of ours. Its step must need no closure.
         lr: learning rate of fit, or of SGD.
         compile: whether to compare with torch.compile, which takes seconds for each distinct op of ours; what it has
             compiled in this process before is dropped.
@@ -131,32 +134,45 @@ def profile(
         clock, limits: of the device; made or measured if None.
         progress: told how many of the ops are measured.
 
+    Memory: copies of the parameters, one for each whose steps are timed and one or two for each op that reads or
+    writes them, and gradients; docs/profiler.md has figures.
+
     Raises:
-        TypeError, ValueError: for arguments that do not fit, as fit or the module raise them.
+        TypeError, ValueError: for arguments that do not fit, before anything is measured; and as fit or the module
+            raise them.
     """
-    with _aside(_device(model, inputs)):
+    device = _device(model, inputs)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"model is on {device}, expected on a CPU or a CUDA device")
+    with _aside(device):
         subject, others, notices = _subjects(model, inputs, targets, loss, optimizer, lr, compile)
-        clock = clock or clock_of(subject.device, samples)
-        limits = limits or ceilings.of(clock)
         notices += kernels.notices(subject.device)
         if _backend.current == "emulator":
             notices.append("The emulator has run the kernels: times of theirs tell nothing of a GPU")
         with Recorder(Ranges(), subject.device) as recorder:
             subject.show(recorder.ranges)
+        clock = clock or clock_of(subject.device, samples)
+        limits = limits or ceilings.of(clock)
         if recorder.left_out:
             names = ", ".join(sorted(recorder.left_out))
             reason = "their tensors are elsewhere, sparse, nested or of other classes, or their work cannot be told"
             notices.append(f"Left out, because {reason}: {names}")
         calls = {kind: call for kind, call in recorder.calls.items() if call.cost.bytes}
+        uncounted = sorted({call.name for call in calls.values() if not call.cost.counted})
+        if uncounted:
+            notices.append(f"FLOPs are not counted of, and shown as 0: {', '.join(uncounted)}")
         is_profiled = torch.autograd._profiler_enabled()
         if is_profiled:
             notices.append("torch.profiler is at work outside of this: there is no trace, and no kernels are seen")
         launched: list[list[kernels.Kernel]] = [[] for _ in calls]
         with torch.no_grad():
             if not (is_profiled and subject.device.type == "cuda"):
-                launched = kernels.launched([call.on_copies() for call in calls.values()], subject.device)
+                launched = kernels.launched(list(calls.values()), subject.device)
         if subject.device.type == "cuda" and not is_profiled and not any(launched):
-            notices.append("CUPTI has delivered no kernels: another profiler has it, or the driver refuses it")
+            notices.append(
+                "CUPTI has delivered no kernels: another profiler has it, or the driver refuses it "
+                "(with KINETO_LOG_LEVEL=4 it writes why)"
+            )
         measured = {}
         for i, ((kind, call), found) in enumerate(zip(calls.items(), launched, strict=True)):
             progress(i, len(calls))
@@ -209,23 +225,49 @@ def _subjects(
             raise TypeError(f"{'loss' if loss else 'optimizer'} is given, expected none: fit has the model's own")
         if targets is None:
             raise TypeError("targets is None, expected those of the batch, as fit takes them")
+        if isinstance(inputs, Mapping):
+            raise TypeError(f"inputs is {type(inputs).__name__}, expected x of the batch, as fit takes it")
         x, y = (data if isinstance(data, Tensor) else _as_tensor(data, model) for data in (inputs, targets))
         subject = FitSubject(model, x, y, lr)
         try:
             return subject, peers_of(model, x, y, lr, compile), []
         except TypeError as error:
             return subject, {}, [f"There is no ratio to torch: {error}"]
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    net = copy.deepcopy(model)
+    _check(model, targets, loss, optimizer)
+    notices = []
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+        notices.append("The model is compiled, wholly or in part: its ops and steps are shown as they are without that")
+    net = owned(model, "model")
     reverted = revert(net)
-    is_ours = bool(reverted.swapped or reverted.fused)
     theirs = optimizer or partial(torch.optim.SGD, lr=lr)
-    others = torch_subjects(net, arguments, targets, loss, theirs, compile)
-    if not is_ours:
+    if not (reverted.swapped or reverted.fused):
+        del net  # of which the subjects' copies would be copies
+        others = torch_subjects(model, inputs, targets, loss, theirs, compile)
         this = others.pop("torch eager")
-        return this, {THIS: this} | others, []
+        return this, {THIS: this} | others, notices
     ours = optimizer or partial(scratchcuda.optim.SGD, lr=lr)
-    return ModuleSubject(model, arguments, targets, loss, ours), others, []
+    this = ModuleSubject(model, inputs, targets, loss, ours)
+    return this, torch_subjects(net, inputs, targets, loss, theirs, compile), notices
+
+
+def _check(model: Any, targets: Any, loss: Any, optimizer: Any) -> None:
+    """What is given for a module, as far as that can be told before a step."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}, expected one of scratchcuda's or a torch.nn.Module")
+    for name, module in model.named_modules(prefix="model"):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"{name} is {type(module).__name__}, expected the torch.nn.Module that it was made of")
+    for name, parameter in model.named_parameters(prefix="model"):
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"{name} waits for a first input, expected parameters: call the model once")
+    if isinstance(targets, nn.Module):
+        raise TypeError(f"targets is {targets!r}, expected data; a loss is given as loss=")
+    if loss is not None and (isinstance(loss, type) or not callable(loss)):
+        raise TypeError(f"loss is {loss!r}, expected a function of outputs and targets, as torch.nn.MSELoss()")
+    if optimizer is not None and not callable(optimizer):
+        raise TypeError(
+            f"optimizer is {type(optimizer).__name__}, expected what makes one of parameters, as torch.optim.Adam"
+        )
 
 
 def _as_tensor(data: Any, model: Model | SimpleLinearRegression) -> Tensor:

@@ -167,8 +167,11 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         phase, layer = self.ranges.open[-1]
-        if not phase or op.namespace == "profiler":  # record_function's own
+        if not phase or op.is_view or op.namespace == "profiler":  # record_function's own
             return op(*args, **kwargs)
+        with self:  # in inference mode ops come whole that are made of others
+            if (out := op.decompose(*args, **kwargs)) is not NotImplemented:
+                return out
         kind = _kind((op, args, kwargs), {}) if self._takes((args, kwargs)) else None
         before = None if kind is None or kind in self.calls else (copied(args), copied(kwargs))  # it may write
         out = op(*args, **kwargs)
@@ -182,7 +185,7 @@ class Recorder(TorchDispatchMode):
                 self.left_out.add(str(op))
                 return out
             self.calls[kind] = Call(op, *before, work)
-        if self.calls[kind].cost.bytes:  # views do nothing
+        if self.calls[kind].cost.bytes:
             self.places[phase, layer, kind] += 1
         return out
 

@@ -1,8 +1,9 @@
 """What is profiled: training steps of our models, of any torch.nn.Module, and of these compiled."""
 
-import copy
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,8 @@ from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.losses import MSE, CrossEntropy
 from scratchcuda.model import Model
 from scratchcuda.profiler.clocks import nothing
-from scratchcuda.profiler.record import Ranges, copied, listening, watching
+from scratchcuda.profiler.owned import owned
+from scratchcuda.profiler.record import Ranges, listening, watching
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -44,21 +46,21 @@ class FitSubject:
     """Steps of Model.fit or SimpleLinearRegression.fit."""
 
     def __init__(self, model: Model | SimpleLinearRegression, x: Tensor, y: Tensor, lr: float):
-        self.model, self.x, self.y, self.lr = copy.deepcopy(model), x, y, lr
+        self.model, self.x, self.y, self.lr = owned(model, "model"), x, y, lr
         self.data: dict[int, list[Tensor]] = {}  # for so many steps: a captured step knows where its data are
-        self.start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.given = model
         self.device = x.device
-        self.path = self._fit(copy.deepcopy(model), 1).path
+        self.path = self._fit(owned(model, "model"), 1).path
 
     def reset(self) -> None:
-        self.model.load_state_dict(self.start)
+        self.model.load_state_dict(self.given.state_dict())
 
     def run(self, steps: int) -> list[float]:
         return self._fit(self.model, steps).step_loss
 
     def show(self, ranges: Ranges) -> None:
         with listening(ranges):
-            self._fit(copy.deepcopy(self.model), 1)  # a graph plan runs the first step of a model eagerly
+            self._fit(owned(self.model, "model"), 1)  # a graph plan runs the first step of a model eagerly
 
     def _fit(self, model: Model | SimpleLinearRegression, steps: int) -> Any:
         if steps not in self.data:
@@ -68,24 +70,33 @@ class FitSubject:
 
 
 class ModuleSubject:
-    """Steps of a module with autograd and an optimizer, eager or compiled."""
+    """Steps of a module with autograd and an optimizer, eager or compiled.
+
+    They start from what the given module and loss hold, of which it needs that they stay as they are.
+    """
 
     def __init__(
         self,
         module: nn.Module,
-        inputs: tuple[Any, ...],
+        inputs: Any,
         targets: Any,
         loss: Callable[[Any, Any], Tensor] | None,
         optimizer: Optimizer,
         compiled: bool = False,
     ):
-        self.module, self.loss = copy.deepcopy(module), copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
-        self.given = inputs, targets
-        self.start = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
+        self.module = _eager(owned(module, "model"))
+        self.loss = owned(loss, "loss") if isinstance(loss, nn.Module) else loss
+        if isinstance(inputs, Mapping):
+            inputs = dict(inputs)
+        elif not isinstance(inputs, tuple):
+            inputs = (inputs,)
+        self.given = SimpleNamespace(inputs=inputs, targets=targets)
+        self.start = list(zip(self._tensors(), _state(module, loss), strict=True))
         self.path = "torch.compile" if compiled else "eager"
-        self.device = next(costs.tensors_of((list(module.parameters()), list(inputs)))).device
+        self.device = next(costs.tensors_of((list(module.parameters()), inputs)), torch.empty(0)).device
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = optimizer(parameters) if parameters else None
+        self.optimizer = _made(optimizer, parameters) if parameters else None
+        self.reset()
         self.objective: Callable[[], Tensor] = self._objective
         self.update: Callable[[], object] = self.optimizer.step if self.optimizer else nothing
         if compiled:
@@ -94,9 +105,7 @@ class ModuleSubject:
         self.reset()
 
     def _tensors(self) -> list[Tensor]:
-        """All that a step may change, in the module and in a loss that is one."""
-        modules = [self.module, *([self.loss] if isinstance(self.loss, nn.Module) else [])]
-        return [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
+        return _state(self.module, self.loss)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -104,20 +113,39 @@ class ModuleSubject:
             tensor.copy_(value)
             tensor.grad = None
         # Of its own: a module may write into them, and they may get gradients.
-        self.inputs, self.targets = copied(self.given)
-        for given, own in zip(costs.tensors_of(self.given[0]), costs.tensors_of(self.inputs), strict=True):
-            own.requires_grad_(given.requires_grad)
+        data = owned(self.given, "", is_data=True)
+        self.inputs, self.targets = data.inputs, data.targets
         if self.optimizer:
             self.optimizer.state.clear()
         torch.manual_seed(0)  # of what is drawn within
 
     def _objective(self) -> Tensor:
-        return self._loss(self.module(*self.inputs))
+        return self._loss(self._outputs())
+
+    def _outputs(self) -> Any:
+        return self.module(**self.inputs) if isinstance(self.inputs, dict) else self.module(*self.inputs)
 
     def _loss(self, outputs: Any) -> Tensor:
         if self.loss is None:
-            return next(costs.tensors_of(outputs)).square().mean()
+            return next(filter(Tensor.is_floating_point, costs.tensors_of(outputs))).square().mean()
         return self.loss(outputs, self.targets)
+
+    def _check(self) -> None:
+        """That the outputs have a loss, and this a gradient; timed steps take it for granted."""
+        outputs = self._outputs()
+        if self.loss is None and not any(map(Tensor.is_floating_point, costs.tensors_of(outputs))):
+            raise TypeError(
+                f"model returns {_words(outputs)}, expected a floating-point tensor in it, or a loss of what there is"
+            )
+        loss = self._loss(outputs)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            raise TypeError(f"loss returns {_words(loss)}, expected a tensor of one floating-point number")
+        if self.optimizer and torch.is_grad_enabled() and not loss.requires_grad:
+            name, what = ("model", "outputs") if self.loss is None else ("loss", "a tensor")
+            raise ValueError(
+                f"{name} returns {what} without a gradient, expected one with respect to the parameters; to profile a "
+                "forward alone, call profile under torch.no_grad()"
+            )
 
     def _finish(self, loss: Tensor) -> None:
         if loss.requires_grad:
@@ -125,7 +153,7 @@ class ModuleSubject:
                 loss.backward()
         with _ranges.named("update"):
             self.update()
-        for tensor in (*self._tensors(), *costs.tensors_of(self.inputs)):
+        for tensor in (*self._tensors(), *costs.tensors_of((self.inputs, self.targets))):
             tensor.grad = None
 
     def run(self, steps: int) -> list[float]:
@@ -138,16 +166,51 @@ class ModuleSubject:
 
     def show(self, ranges: Ranges) -> None:
         self.reset()
+        self._check()
         self.run(1)  # an optimizer's first step may differ from all others
         with listening(ranges), watching(self.module, ranges) as take:
             with _ranges.named("forward"):
-                outputs = self.module(*self.inputs)
+                outputs = self._outputs()
             with _ranges.named("loss"):
                 take(outputs, "")
                 loss = self._loss(outputs)
                 take(loss, "loss")
             self._finish(loss)
         self.reset()
+
+
+def _state(*modules: Any) -> list[Tensor]:
+    """All that a step may change, in a module and in a loss that is one."""
+    return [tensor for m in modules if isinstance(m, nn.Module) for tensor in (*m.parameters(), *m.buffers())]
+
+
+def _eager(module: nn.Module) -> nn.Module:
+    """Without what torch.compile has put around it, or around modules within; a copy has dropped Module.compile."""
+    module = getattr(module, "_orig_mod", module)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            setattr(parent, name, getattr(child, "_orig_mod", child))
+    return module
+
+
+def _made(optimizer: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of these parameters, if it serves here."""
+    made = optimizer(parameters)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer returns {_words(made)}, expected a torch.optim.Optimizer")
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure and closure.default is inspect.Parameter.empty:
+        raise TypeError(f"optimizer makes {type(made).__name__}, expected one whose step needs no closure")
+    if not {id(p) for group in made.param_groups for p in group["params"]} <= set(map(id, parameters)):
+        raise ValueError(f"optimizer makes {type(made).__name__} of other parameters, expected of those it is given")
+    return made
+
+
+def _words(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return "None" if value is None else type(value).__name__
 
 
 def peers_of(
@@ -173,7 +236,7 @@ def peers_of(
 
 
 def torch_subjects(
-    net: nn.Module, inputs: tuple[Any, ...], targets: Any, loss: Any, optimizer: Optimizer, compile: bool
+    net: nn.Module, inputs: Any, targets: Any, loss: Any, optimizer: Optimizer, compile: bool
 ) -> dict[str, Subject]:
     found: dict[str, Subject] = {"torch eager": ModuleSubject(net, inputs, targets, loss, optimizer)}
     if compile:
