@@ -10,7 +10,7 @@ tangent count as one each. torch.utils.flop_counter counts products alone, by co
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -183,6 +183,8 @@ _OTHERS: dict[str, Callable[[dict[str, Any], Any], int]] = {
     "sgd_update": _sgd,
     "_fused_sgd": _sgd,
     "convolution_backward": lambda of, out: of["output_mask"][2] * of["grad_output"].numel(),
+    "nll_loss_forward": lambda of, out: of["target"].numel(),
+    "nll_loss2d_forward": lambda of, out: of["target"].numel(),
     "embedding_dense_backward": lambda of, out: of["grad_output"].numel(),
     "index_put": lambda of, out: of["accumulate"] * of["values"].numel(),
     "index_add": lambda of, out: of["source"].numel(),
@@ -205,11 +207,10 @@ def _convolution_backward(of: dict[str, Any], out: Any) -> int:
     return 2 * sites.numel() * math.prod(of["weight"].shape[1:]) * sum(of["output_mask"][:2])
 
 
-def _recurrent(of: dict[str, Any], out: Any) -> int:
-    """Each row of the input, of any step and sample, or the hidden state there, by each matrix of weights."""
-    weights = tensors_of([value for name, value in of.items() if name.startswith("weight")])
+def _recurrent(of: dict[str, Any], weights: Iterable[Tensor]) -> int:
+    """Each row of the input, of any step and sample, or the state there, by each matrix of weights; biases are none."""
     rows = math.prod(of["input"].shape[:-1])
-    return 2 * rows * sum(weight.numel() for weight in weights if weight.dim() == 2)  # biases are vectors
+    return 2 * rows * sum(weight.numel() for weight in weights if weight.dim() == 2)
 
 
 def _trilinear(of: dict[str, Any], out: Any) -> int:
@@ -226,10 +227,10 @@ def _trilinear(of: dict[str, Any], out: Any) -> int:
 #: Products of torch's ops that its own counter leaves out, or counts without regard to groups.
 _OF_TORCH: dict[str, Callable[[dict[str, Any], Any], int]] = {
     "convolution_backward": _convolution_backward,
-    "mkldnn_rnn_layer": _recurrent,
-    "mkldnn_rnn_layer_backward": lambda of, out: 2 * _recurrent(of, out),  # of what was multiplied, and of the weights
-    "_cudnn_rnn": _recurrent,
-    "_cudnn_rnn_backward": lambda of, out: (1 + of["output_mask"][3]) * _recurrent(of, out),
+    "mkldnn_rnn_layer": lambda of, out: _recurrent(of, (of["weight0"], of["weight1"])),
+    "mkldnn_rnn_layer_backward": lambda of, out: 2 * _recurrent(of, (of["weight1"], of["weight2"])),
+    "_cudnn_rnn": lambda of, out: _recurrent(of, of["weight"]),
+    "_cudnn_rnn_backward": lambda of, out: (1 + of["output_mask"][3]) * _recurrent(of, of["weight"]),
     "_trilinear": _trilinear,
     "_addmm_activation": lambda of, out: 2 * of["mat1"].numel() * of["mat2"].shape[1],
     "addbmm": lambda of, out: 2 * of["batch1"].numel() * of["batch2"].shape[-1],
@@ -271,7 +272,8 @@ def _others(op: Any, name: str, given: dict[str, Any], out: Any) -> int | None:
 
 
 #: What does not read one of the tensors that it is given: "self", which it fills, or makes another like it.
-_FILLS = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_", "nll_loss_backward"}
+_FILLS = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_", "exponential_"}
+_FILLS |= {"nll_loss_backward", "nll_loss2d_backward"}
 _FILLS |= {"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full"}
 
 #: What moves nothing, though its schema does not say that it is a view.
@@ -296,6 +298,10 @@ def _picked(given: dict[str, Any], out: Any) -> int:
     return 2 * _sum(out) + _sum([given.get(name) for name in ("index", "indices")])
 
 
+def _nll_loss(given: dict[str, Any], out: Any) -> int:
+    return stored(given["target"]) + given["target"].numel() * given["self"].itemsize + _sum(out)
+
+
 #: Bytes of the ops that leave out some of what they are given.
 _MOVED: dict[str, Callable[[dict[str, Any], Any], int]] = {
     "mse_step_": _step,
@@ -308,7 +314,8 @@ _MOVED: dict[str, Callable[[dict[str, Any], Any], int]] = {
     "index_select": _picked,
     "index": _picked,
     "embedding": _picked,
-    "nll_loss_forward": lambda of, out: stored(of["target"]) + of["target"].numel() * of["self"].itemsize + _sum(out),
+    "nll_loss_forward": _nll_loss,
+    "nll_loss2d_forward": _nll_loss,
     "embedding_dense_backward": lambda of, out: stored(of["grad_output"]) + stored(of["indices"]) + stored(out),
 }
 

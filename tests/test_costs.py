@@ -1,5 +1,7 @@
 """The registry of FLOPs and bytes, beside counts by hand."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -112,7 +114,7 @@ TORCHS = {
     "fused": (aten._fused_sgd_.default, ([B()], [B()], []), SGD, 2 * N, 3 * N),
     "fused momentum": (aten._fused_sgd_.default, ([B()], [B()], [B()]), SGD | {"momentum": 0.9}, 4 * N, 5 * N),
     "vector": (aten.addmv.default, (B(), W().T.contiguous(), W()[:, 0]), {}, 2 * K * N, N + K * N + K + N),
-    "unbatched": (aten.nll_loss_forward.default, (B(), torch.tensor(1), None, 1, -100), {}, 0, 2 + 1 + 2),
+    "unbatched": (aten.nll_loss_forward.default, (B(), torch.tensor(1), None, 1, -100), {}, 1, 2 + 1 + 2),
     "foreach": (aten._foreach_add_.List, ([ONE.clone(), B()], [ONE, B()]), {}, M * N + N, 3 * (M * N + N)),
 }
 
@@ -122,6 +124,70 @@ def test_torchs_ops_by_hand(name):
     op, args, kwargs, flops, elements = TORCHS[name]
     found = costs.cost(op, args, kwargs, op(*args, **kwargs))
     assert (found.flops, found.bytes) == (flops, 4 * elements)  # an index of int64 as two elements
+
+
+#: Module, groups, stride, dilation.
+CONVOLUTIONS = [
+    (module, groups, stride, dilation)
+    for module in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+    for groups, stride, dilation in ((1, 1, 1), (2, 2, 1), (4, 1, 2))
+]
+
+
+@pytest.mark.parametrize(("module", "groups", "stride", "dilation"), CONVOLUTIONS)
+def test_convolutions_by_their_jacobian(module, groups, stride, dilation):
+    """Each pair of an input and an output that it reaches is one multiply-add, in the forward and in each gradient."""
+    net = module(4, 8, 2, groups=groups, stride=stride, dilation=dilation, bias=False)
+    x = torch.rand(2, 4, *[4] * (net.weight.dim() - 2))
+    multiply_adds = torch.autograd.functional.jacobian(net, x).count_nonzero().item()
+    # weight, bias, stride, padding, dilation, transposed, output padding, groups
+    of = [net.weight, None, net.stride, net.padding, net.dilation, net.transposed, net.output_padding, groups]
+    y = aten.convolution(x, *of)
+    assert costs.cost(aten.convolution.default, (x, *of), {}, y).products == 2 * multiply_adds
+    for mask in itertools.product([False, True], repeat=3):
+        args = (y, x, net.weight, [8], *of[2:], list(mask))
+        found = costs.cost(aten.convolution_backward.default, args, {}, aten.convolution_backward(*args))
+        assert (found.products, found.others) == (2 * multiply_adds * sum(mask[:2]), y.numel() * mask[2])
+
+
+LAYERS, WIDTH = 2, 6  # of the cuDNN call below, which needs a GPU to run, and none to be counted
+WEIGHTS = [made(4 * WIDTH, WIDTH), made(4 * WIDTH, WIDTH), made(4 * WIDTH), made(4 * WIDTH)] * LAYERS
+
+
+@pytest.mark.parametrize(("name", "times"), [("_cudnn_rnn", 1), ("_cudnn_rnn_backward", 2)])
+def test_cudnns_recurrence_by_hand(name, times):
+    op, x, state = getattr(aten, name).default, made(M, K, WIDTH), made(LAYERS, K, WIDTH)
+    given = {"input": x, "weight": WEIGHTS, "weight_buf": made(99), "hx": state, "cx": state}
+    given["output_mask"] = [True] * 4
+    named = {argument.name: given.get(argument.name) for argument in op._schema.arguments}
+    assert costs.cost(op, (), named, (x, state)).products == times * 2 * M * K * LAYERS * 2 * 4 * WIDTH**2
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "flops"),
+    [
+        (aten.max_pool2d_with_indices, (torch.rand(1, 2, 4, 4), [2, 2], [1, 1]), 2 * 9 * 4),
+        (aten.avg_pool2d, (torch.rand(1, 2, 4, 4), [2, 2], [1, 1]), 2 * 9 * 4),
+        (aten.native_layer_norm, (made(M, N), [N], made(N), made(N), 1e-5), 7 * M * N),
+        (aten.embedding_dense_backward, (made(M, N), ROWS, 9, -1, False), M * N),
+        (aten.index_put, (made(M, N), [ROWS], made(M, N), True), M * N),
+        (aten.index_put, (made(M, N), [ROWS], made(M, N), False), 0),
+        (aten.nll_loss_forward, (made(M, N), ROWS % N, None, 1, -100), M),
+        (aten.addbmm, (made(M, N), made(2, M, K), made(2, K, N)), 2 * 2 * M * K * N),
+        (aten._euclidean_dist, (made(M, K), made(N, K)), 2 * M * K * N),
+        (aten.cat, ([made(M, N), made(M, N)],), 0),
+        (aten.arange, (9,), 0),
+    ],
+    ids=str,
+)
+def test_torchs_other_ops_by_hand(op, args, flops):
+    found = costs.cost(op.default, args, {}, op(*args))
+    assert (found.flops, found.counted) == (flops, True)
+
+
+def test_what_is_not_counted_says_so():
+    z = made(M, N)
+    assert costs.cost(aten.glu.default, (z,), {}, aten.glu(z))[2:] == (4 * (M * N + M * N // 2), False)
 
 
 @pytest.mark.backends("emulator")

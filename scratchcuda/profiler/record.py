@@ -169,9 +169,9 @@ class Recorder(TorchDispatchMode):
         phase, layer = self.ranges.open[-1]
         if not phase or op.is_view or op.namespace == "profiler":  # record_function's own
             return op(*args, **kwargs)
-        with self:  # in inference mode ops come whole that are made of others
-            if (out := op.decompose(*args, **kwargs)) is not NotImplemented:
-                return out
+        if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
+            with self:  # in inference mode ops come whole that are made of others
+                return op.decompose(*args, **kwargs)
         kind = _kind((op, args, kwargs), {}) if self._takes((args, kwargs)) else None
         before = None if kind is None or kind in self.calls else (copied(args), copied(kwargs))  # it may write
         out = op(*args, **kwargs)
@@ -217,23 +217,25 @@ def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
         value: a tensor, or nested lists, tuples and dicts.
         dtype: of floating-point tensors, and of floating dtypes among the values; their own if None.
     """
-    made: dict[Any, Tensor] = {}
+    return _copied(value, dtype, {})
 
-    def copy(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if not plain(value):
-                return value
-            key = value.data_ptr(), value.shape, value.stride(), value.dtype
-            if key not in made:
-                made[key] = _copy(value, dtype)
-            return made[key]
-        if isinstance(value, torch.dtype) and value.is_floating_point:
-            return dtype or value
-        if isinstance(value, list | tuple):
-            return type(value)(map(copy, value))
-        return {name: copy(item) for name, item in value.items()} if isinstance(value, dict) else value
 
-    return copy(value)
+def _copied(value: Any, dtype: torch.dtype | None, made: dict[Any, Tensor]) -> Any:
+    # No closure that calls itself: it would keep all that it has made until the garbage collector comes.
+    if isinstance(value, Tensor):
+        if not plain(value):
+            return value
+        key = value.data_ptr(), value.shape, value.stride(), value.dtype
+        if key not in made:
+            made[key] = _copy(value, dtype)
+        return made[key]
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return dtype or value
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item, dtype, made) for item in value)
+    if isinstance(value, dict):
+        return {name: _copied(item, dtype, made) for name, item in value.items()}
+    return value
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
