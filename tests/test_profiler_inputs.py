@@ -228,6 +228,11 @@ REFUSED = {
     "loss of rows": ({"loss": nn.MSELoss(reduction="none")}, TypeError, r"loss returns a tensor of shape \(4, 3\)"),
     "loss integer": ({"loss": lambda out, y: (out > y).sum()}, TypeError, "loss returns .* torch.int64, expected"),
     "loss detached": ({"loss": lambda out, y: MSE(out, y).detach()}, ValueError, "loss returns a tensor without a gr"),
+    "loss of weights": (
+        {"loss": lambda out, y: MSE(out, y) + NET.weight.square().sum()},
+        ValueError,
+        "loss takes parameters of the model itself",
+    ),
     "loss class": ({"loss": nn.MSELoss}, TypeError, "loss is <class .*MSELoss'>, expected a function"),
     "loss name": ({"loss": "mse"}, TypeError, "loss is 'mse', expected a function"),
     "loss as targets": ({"targets": MSE}, TypeError, r"targets is MSELoss\(\), expected data"),

@@ -134,8 +134,8 @@ def profile(
         clock, limits: of the device; made or measured if None.
         progress: told how many of the ops are measured.
 
-    Memory: copies of the parameters, one for each whose steps are timed and one or two for each op that reads or
-    writes them, and gradients; docs/profiler.md has figures.
+    Memory: a copy of the model for each whose steps are timed, and of all that its distinct ops read: with SGD up to 9
+    times the parameters, with Adam 19 (docs/profiler.md).
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, before anything is measured; and as fit or the module

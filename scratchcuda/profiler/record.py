@@ -61,6 +61,21 @@ def listening(ranges: Ranges) -> Iterator[None]:
         ranges.close()
 
 
+def nodes_of(tensors: Any, seen: set[Any] | None = None) -> Iterator[Any]:
+    """The nodes of autograd's graph that have computed tensors, but for those seen before, which it adds to.
+
+    They are held: a new node might have the id of an old one.
+    """
+    seen = set() if seen is None else seen
+    nodes = [tensor.grad_fn for tensor in costs.tensors_of(tensors)]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [before for before, _ in node.next_functions]
+
+
 @contextmanager
 def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str], None]]:
     """Ranges of a module's layers, forward and backward, within the block.
@@ -68,19 +83,14 @@ def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str],
     A layer's backward are the nodes that its forward has added to autograd's graph. Gives the function that takes
     those of any other tensors for a name.
     """
-    seen: set[Any] = set()  # held, or a new node might have the id of an old one
+    seen: set[Any] = set()
     handles: list[Any] = []
 
     def take(tensors: Any, name: str) -> None:
-        nodes = [tensor.grad_fn for tensor in costs.tensors_of(tensors)]
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen or type(node).__name__ == "AccumulateGrad":
-                continue
-            seen.add(node)
-            handles.append(node.register_prehook(lambda grads: ranges.push("backward", name)))
-            handles.append(node.register_hook(lambda *grads: ranges.pop()))
-            nodes += [before for before, _ in node.next_functions]
+        for node in nodes_of(tensors, seen):
+            if type(node).__name__ != "AccumulateGrad":
+                handles.append(node.register_prehook(lambda grads: ranges.push("backward", name)))
+                handles.append(node.register_hook(lambda *grads: ranges.pop()))
 
     def watch(layer: nn.Module, name: str) -> None:
         def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:

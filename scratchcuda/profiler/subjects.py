@@ -16,7 +16,7 @@ from scratchcuda.losses import MSE, CrossEntropy
 from scratchcuda.model import Model
 from scratchcuda.profiler.clocks import nothing
 from scratchcuda.profiler.owned import owned
-from scratchcuda.profiler.record import Ranges, listening, watching
+from scratchcuda.profiler.record import Ranges, listening, nodes_of, watching
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -145,6 +145,11 @@ class ModuleSubject:
             raise ValueError(
                 f"{name} returns {what} without a gradient, expected one with respect to the parameters; to profile a "
                 "forward alone, call profile under torch.no_grad()"
+            )
+        given = {id(tensor) for _, tensor in self.start}
+        if any(id(getattr(node, "variable", None)) in given for node in nodes_of([loss])):
+            raise ValueError(
+                "loss takes parameters of the model itself, expected outputs and targets alone: what trains is a copy"
             )
 
     def _finish(self, loss: Tensor) -> None:
