@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from scratchcuda._backend import plain
 from scratchcuda.profiler.record import copied
 
 
@@ -33,16 +32,20 @@ def owned(value: Any, name: str, is_data: bool = False) -> Any:
 
 
 class _Copies(TorchFunctionMode):
-    """Copies tensors that have a gradient function, which copy.deepcopy refuses: their values, as new leaves."""
+    """Copies tensors that have a gradient function, which copy.deepcopy refuses: their values, as new leaves.
+
+    Those of other kinds, such as sparse ones, stay the same: no step writes into them.
+    """
 
     def __init__(self, of_all: bool) -> None:
         super().__init__()
         self.of_all = of_all
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and plain(args[0]) and (self.of_all or not args[0].is_leaf):
+        if func is Tensor.__deepcopy__ and (self.of_all or not args[0].is_leaf):
             tensor, memo = args
-            memo[id(tensor)] = copied(tensor).requires_grad_(tensor.requires_grad)
+            made = copied(tensor)
+            memo[id(tensor)] = made if made is tensor else made.requires_grad_(tensor.requires_grad)
             return memo[id(tensor)]
         return func(*args, **(kwargs or {}))
 

@@ -134,8 +134,8 @@ def profile(
         clock, limits: of the device; made or measured if None.
         progress: told how many of the ops are measured.
 
-    Memory: a copy of the model for each whose steps are timed, and of all that its distinct ops read: with SGD up to 9
-    times the parameters, with Adam 19 (docs/profiler.md).
+    Memory: a copy of the model for each whose steps are timed, and copies of what its ops are called with: with SGD
+    some 10 times the parameters in all, with Adam 20 (docs/profiler.md).
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, before anything is measured; and as fit or the module

@@ -179,10 +179,11 @@ class Recorder(TorchDispatchMode):
         phase, layer = self.ranges.open[-1]
         if not phase or op.is_view or op.namespace == "profiler":  # record_function's own
             return op(*args, **kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
+        takes = self._takes((args, kwargs))
+        if takes and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
             with self:  # in inference mode ops come whole that are made of others
                 return op.decompose(*args, **kwargs)
-        kind = _kind((op, args, kwargs), {}) if self._takes((args, kwargs)) else None
+        kind = _kind((op, args, kwargs), {}) if takes else None
         before = None if kind is None or kind in self.calls else (copied(args), copied(kwargs))  # it may write
         out = op(*args, **kwargs)
         if kind is None or not self._takes(out):
