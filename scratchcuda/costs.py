@@ -208,7 +208,7 @@ def _convolution_backward(of: dict[str, Any], out: Any) -> int:
 
 
 def _recurrent(of: dict[str, Any], weights: Iterable[Tensor]) -> int:
-    """Each row of the input, of any step and sample, or the state there, by each matrix of weights; biases are none."""
+    """Each row of the input, of any step and sample, or the state there, by each matrix of weights, and no bias."""
     rows = math.prod(of["input"].shape[:-1])
     return 2 * rows * sum(weight.numel() for weight in weights if weight.dim() == 2)
 

@@ -75,9 +75,9 @@ def _on_gpu(calls: Sequence[Call]) -> list[list[Kernel]]:
 
 @contextmanager
 def _profiler(activities: Sequence[ProfilerActivity]) -> Iterator[torch.profiler.profile]:
-    """torch.profiler. What its library, Kineto, writes to stderr are probes of its own, unless a level is asked for.
+    """torch.profiler, whose library, Kineto, would write to stderr when it starts and ends; a level that is set stays.
 
-    No level leaves errors and not these, which stand above them: those that matter here are that kernels are missing.
+    Its errors are silenced with that, as they rank below it. What matters of them, that kernels are missing, is told.
     """
     is_ours = "KINETO_LOG_LEVEL" not in os.environ
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when a process first uses it
