@@ -5,7 +5,9 @@ Where nobody listens, :func:`bound` and :func:`each` give back what they were gi
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 #: Makes the context of a range from its phase and layer; set by who listens.
 listener: Callable[[str, str], AbstractContextManager[object]] | None = None
@@ -37,6 +39,16 @@ def _ranged(phase: str, layers: Iterable[tuple[int, Any]]) -> Iterator[tuple[int
     for i, layer in layers:
         with named(phase, name_of(i, layer)):
             yield i, layer
+
+
+def looking_on(hook: T) -> T:
+    """A hook that only opens and closes ranges: it does not keep two layers from being computed in one."""
+    hook.looks_on = True  # type: ignore[attr-defined]
+    return hook
+
+
+def looks_on(hook: Callable[..., Any]) -> bool:
+    return getattr(hook, "looks_on", False)
 
 
 def name_of(i: int, layer: object) -> str:

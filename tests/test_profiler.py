@@ -107,6 +107,17 @@ def test_modules_tell_phases_and_layers(ours):
     assert not any(layer._forward_hooks for layer in net.modules())
 
 
+@pytest.mark.backends("tensor", "emulator", "kernels")
+def test_what_is_recorded_of_a_fused_network_is_what_runs():
+    """The ranges' own hooks make no two layers of a pair."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    scratchcuda.nn.convert(net, fuse=True)
+    found = places(recorded(ModuleSubject(net, (X,), Y, nn.MSELoss(), SGD)))
+    assert [place for place in found if place[0] == "forward"] == [("forward", "0 Linear"), ("forward", "2 Linear")]
+    net[1].register_forward_hook(lambda *args: None)
+    assert ("forward", "1 Tanh") in places(recorded(ModuleSubject(net, (X,), Y, nn.MSELoss(), SGD)))
+
+
 class Between(nn.Module):
     """Functions between layers, a layer that is used twice, a checkpoint, and an exception that is caught."""
 

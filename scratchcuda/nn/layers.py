@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
-from scratchcuda import _checks, ops
+from scratchcuda import _checks, _ranges, ops
 from scratchcuda._fallback import StandIn
 from scratchcuda.nn import functional
 
@@ -43,11 +43,8 @@ class Linear(torch.nn.Linear, metaclass=StandIn):
         if activation != "none":
             self.activation = activation
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.compute(input, self.activation)
-
-    def compute(self, input: Tensor, activation: str) -> Tensor:
-        """With this activation."""
+    def forward(self, input: Tensor, activation: str = "") -> Tensor:
+        activation = activation or self.activation
         parameters = self._parameters  # where they usually are: through Module's attributes it takes half a µs each
         weight, bias = parameters.get("weight"), parameters.get("bias")
         if weight is None or bias is None:
@@ -105,7 +102,7 @@ class Sequential(torch.nn.Sequential, metaclass=StandIn):
             if computed:  # by the Linear before it
                 computed = False
             elif type(input) in _TENSORS and not unfused(module, following, input.dim()):
-                input, computed = module.compute(input, ACTIVATIONS[type(following)]), True
+                input, computed = module(input, ACTIVATIONS[type(following)]), True
             else:
                 input = module(input)
         return input
@@ -142,9 +139,11 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
 
 
 def _is_watched(module: torch.nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    if not (before or after or module._backward_hooks or module._backward_pre_hooks):
+        return False
+    looks_on = all(_ranges.looks_on(hook) for hook in (*before.values(), *after.values()))
+    return bool(module._backward_hooks or module._backward_pre_hooks) or not looks_on
 
 
 def _function(method: Any) -> Any:

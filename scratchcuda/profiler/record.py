@@ -93,10 +93,12 @@ def watching(module: nn.Module, ranges: Ranges) -> Iterator[Callable[[Any, str],
                 handles.append(node.register_hook(lambda *grads: ranges.pop()))
 
     def watch(layer: nn.Module, name: str) -> None:
+        @_ranges.looking_on
         def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
             take((args, kwargs), ranges.open[-1][1])  # what was done before belongs to who calls this layer
             ranges.push("forward", name)
 
+        @_ranges.looking_on
         def leave(layer: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
             ranges.pop()
             take(outputs, name)
