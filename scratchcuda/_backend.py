@@ -2,19 +2,22 @@
 
 import functools
 import importlib.util
+import inspect
 import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._contextlib import context_decorator
 
 from scratchcuda import _emulator, tensor_ops
 from scratchcuda._build import extension, toolchain
@@ -37,8 +40,60 @@ _ASKED = "kernels" if asked("FORCE_CUDA") else "tensor" if asked("SCRATCHCUDA_NO
 current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or _ASKED)
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_NOT_DECORATED = (inspect.isclass, inspect.iscoroutinefunction, inspect.isasyncgenfunction)  # a call runs none of it
+
+
+class _Choice:
+    """A choice that may yet be taken back: what was in force before it, and, unless it is a block's, who made it.
+
+    That is the object that a plain call returns, which a ``with`` statement may yet enter.
+    """
+
+    def __init__(self, before: str, maker: "weakref.ref[use_backend] | None"):
+        self.before, self.maker = before, maker
+
+
+_choices: list[_Choice] = []  # the last has made the current backend what it is
+_choosing = threading.Lock()
+
+
+def _choose(name: str, maker: "weakref.ref[use_backend] | None" = None) -> _Choice:
+    global current
+    if torch.compiler.is_compiling():  # blocks end in order there, and a list would be guarded
+        choice, current = _Choice(current, maker), name
+        return choice
+    with _choosing:
+        if _choices and (made_last := _choices[-1].maker) and not made_last():  # it stays, and hides those beneath
+            while _choices and _choices[-1].maker:
+                _choices.pop()
+        choice, current = _Choice(current, maker), name
+        _choices.append(choice)
+    return choice
+
+
+def _take_back(choice: _Choice) -> None:
+    """What was in force before it is so again, or will be once what was chosen after it is taken back."""
+    global current
+    if torch.compiler.is_compiling():
+        current = choice.before
+        return
+    with _choosing:
+        if choice not in _choices:  # a plain call's, which has ended with its block
+            return
+        begin = _choices.index(choice)
+        end = begin + 1
+        while not choice.maker and end < len(_choices) and _choices[end].maker:  # plain calls within this block
+            end += 1
+        if end < len(_choices):
+            _choices[end].before = choice.before
+        else:
+            current = choice.before
+        del _choices[begin:end]
+
+
 class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
-    """Choose what serves the ops from here on, or, in a ``with`` statement, within its block.
+    """Choose what serves the ops from here on, or within the block of a ``with`` statement, or as a decorator.
 
     Args:
         name: "auto" (the CUDA kernels for CUDA tensors, torch's tensor operations for all others, and for CUDA
@@ -47,23 +102,41 @@ class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
             raise RuntimeError) or "emulator" (the CUDA kernels' sources compiled for the CPU; CPU tensors only, much
             slower, and stricter than a GPU).
 
+    A plain call holds until the block ends that it is made in. A block may be entered again, also within itself. As a
+    decorator of a function or a generator function it holds while that runs.
+
+    All threads share the one backend: it is that of the block entered last, in any thread, that has not ended. When
+    all have ended, what was there before is back.
+
     The environment variable ``SCRATCHCUDA_BACKEND`` names the one to begin with, read once, at import. Without it
     ``FORCE_CUDA=1`` means "kernels", and ``SCRATCHCUDA_NO_CUDA=1`` means "tensor".
     """
 
     def __init__(self, name: str):
-        global current
-        self._previous = current
-        current = _checked("name", name)
+        self._name = _checked("name", name)
+        self._blocks: list[_Choice] = []
+        self._plain: _Choice | None = _choose(name, weakref.ref(self))
 
     def __enter__(self) -> None:
-        pass
+        self._take_back_plain()
+        self._blocks.append(_choose(self._name))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        global current
-        current = self._previous
+        _take_back(self._blocks.pop())
+
+    def __call__(self, function: _Function) -> _Function:
+        self._take_back_plain()
+        if not callable(function) or any(is_one(function) for is_one in _NOT_DECORATED):
+            raise TypeError(f"use_backend decorates {function!r}, expected a function or a generator function")
+        decorated: _Function = context_decorator(lambda: use_backend(self._name), function)
+        return decorated
+
+    def _take_back_plain(self) -> None:
+        if self._plain:
+            _take_back(self._plain)
+            self._plain = None
 
 
 _lock = threading.Lock()

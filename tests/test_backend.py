@@ -1,5 +1,6 @@
 """Which backend serves an op."""
 
+import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -69,8 +70,85 @@ def test_a_call_chooses_from_there_on(served):
     with scratchcuda.use_backend("tensor"):
         scratchcuda.use_backend("emulator")
         ops.tanh(torch.randn(3))
+        remembered = len(_backend._choices)
+        for _ in range(3):
+            scratchcuda.use_backend("auto")
+        assert len(_backend._choices) == remembered
     assert served == ["tanh"]
     assert _backend.current == "tensor"
+
+
+def test_a_block_is_entered_again():
+    block = scratchcuda.use_backend("emulator")
+    for _ in range(2):
+        with block:
+            scratchcuda.use_backend("auto")
+            with scratchcuda.use_backend("kernels"), block:
+                assert _backend.current == "emulator"
+            assert _backend.current == "auto"
+        assert _backend.current == "tensor"
+
+
+def test_a_decorator():
+    """Also of what calls itself, is suspended, raises, or is compiled."""
+
+    @scratchcuda.use_backend("emulator")
+    def backends(depth=1):
+        inner = backends(depth - 1) if depth else []
+        return [*inner, _backend.current]
+
+    @scratchcuda.use_backend("emulator")
+    def each():
+        yield _backend.current
+        raise KeyError(_backend.current)
+
+    assert _backend.current == "tensor"
+    assert backends() == torch.compile(backends, backend="eager", fullgraph=True)() == ["emulator", "emulator"]
+    assert backends.__name__ == "backends"
+    suspended = each()
+    assert next(suspended) == "emulator"
+    assert _backend.current == "tensor"
+    with pytest.raises(KeyError, match="emulator"):
+        next(suspended)
+    assert _backend.current == "tensor"
+
+
+async def coroutine():
+    pass
+
+
+async def asynchronous_generator():
+    yield
+
+
+@pytest.mark.parametrize("function", [None, int, coroutine, asynchronous_generator], ids=str)
+def test_what_it_does_not_decorate(function):
+    with pytest.raises(TypeError, match="expected a function or a generator function"):
+        scratchcuda.use_backend("emulator")(function)
+    assert _backend.current == "tensor"
+
+
+@pytest.mark.parametrize("order", sorted(set(itertools.permutations("AAABBB"))), ids="".join)
+@pytest.mark.parametrize("plain", ["tensor", "auto"])
+def test_blocks_that_overlap(plain, order):
+    """As those of several threads, each made, entered and left; a plain call after the first is made stays."""
+    entered = []
+
+    def steps(name):
+        block = scratchcuda.use_backend(name)
+        yield name
+        with block:
+            entered.append(name)
+            yield name
+            entered.remove(name)
+        yield entered[-1] if entered else _backend.current
+
+    blocks = {"A": steps("emulator"), "B": steps("kernels")}
+    for step, block in enumerate(order):
+        assert next(blocks[block]) == _backend.current
+        if step == 0:
+            scratchcuda.use_backend(plain)
+    assert _backend.current == plain
 
 
 @pytest.mark.parametrize(
@@ -215,8 +293,10 @@ def test_an_update_bumps_versions(update, backend_in_use, request):
     ],
 )
 def test_refusals(call, exception, message):
-    with scratchcuda.use_backend("emulator"), pytest.raises(exception, match=message):
-        call()
+    with scratchcuda.use_backend("emulator"):
+        with pytest.raises(exception, match=message):
+            call()
+        assert _backend.current == "emulator"
 
 
 class OnDevice(SimpleNamespace):
