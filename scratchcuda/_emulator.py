@@ -53,11 +53,15 @@ def current() -> Emulator:
         return _usual()
 
 
+def _asked() -> set[str]:
+    names = os.environ.get("SCRATCHCUDA_EMULATOR", "").split(",")
+    return {name.strip() for name in names if name.strip()}
+
+
 @functools.cache
 def _usual() -> Emulator:
-    names = os.environ.get("SCRATCHCUDA_EMULATOR", "")
     first_seed = int(os.environ.get("SCRATCHCUDA_EMULATOR_SEED", "0"))
-    emulator = load(name.strip() for name in names.split(",") if name.strip())
+    emulator = load(_asked())
     emulator.controls.emulator_seed(first_seed)
     return emulator
 
@@ -98,3 +102,7 @@ def launches() -> list[Launch]:
         address = 0 if stream == "(nil)" else int(stream, 16)
         found.append(Launch(int(device), address, grid_size, block_size, int(shared_bytes), kernel))
     return found
+
+
+if _asked() <= _build.VARIANTS.keys():  # ops before their kernels: a FlopCounterMode knows those it finds when made
+    _library.define(_build.namespace(_asked()))
