@@ -32,7 +32,7 @@ class Parameters:
     #: An empty tensor of the parameters' device and dtype, for a model that has none.
     _like: Tensor
     #: What the last fit has bound, kept for the next by the tensor plan.
-    plan: object = None
+    _plan: object = None
 
     def _slots(self) -> Iterator[Slot]:
         raise NotImplementedError
@@ -86,7 +86,7 @@ class Parameters:
         """With what parameters share beside them: pickled one by one, they would each have their own."""
         shared = sharing(self._slots())
         memory = {storage_of(slot.tensor): whole(slot.tensor) for slot in shared}
-        return vars(self) | {"_shared": [(slot, memory[storage_of(slot.tensor)]) for slot in shared], "plan": None}
+        return vars(self) | {"_shared": [(slot, memory[storage_of(slot.tensor)]) for slot in shared], "_plan": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for slot, memory in state.pop("_shared"):

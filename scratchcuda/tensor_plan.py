@@ -139,13 +139,13 @@ class TensorPlan(FitPath):
                 x = x.clone()  # or it would keep the others
             for layer, before, after in self.network.owners:
                 layer.show(partial(step.value, x), a=after, **({"input": before} if isinstance(layer, Dense) else {}))
-        self.model.plan = self
+        self.model._plan = self
         del self.model, self.network, self.task, self.batches, self.chunks  # what is kept holds no tensor of the user's
 
 
 def kept(model: Parameters, network: Network, task: Task) -> TensorPlan | None:
     """The plan of this model's last fit, ready for another, if nothing has changed for it."""
-    plan, model.plan = model.plan, None  # until the fit has ended: another within it has one of its own
+    plan, model._plan = model._plan, None  # until the fit has ended: another within it has one of its own
     if not isinstance(plan, TensorPlan) or plan.witness != _witness(network, task):
         return None
     plan.begin(model, network, task)

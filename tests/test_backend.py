@@ -121,7 +121,7 @@ async def asynchronous_generator():
     yield
 
 
-@pytest.mark.parametrize("function", [None, int, coroutine, asynchronous_generator], ids=str)
+@pytest.mark.parametrize("function", [None, int, coroutine, asynchronous_generator])
 def test_what_it_does_not_decorate(function):
     with pytest.raises(TypeError, match="expected a function or a generator function"):
         scratchcuda.use_backend("emulator")(function)

@@ -268,7 +268,7 @@ def test_what_a_fit_has_bound_serves_the_next_until_that_is_another(change):
     model, (x, y) = network("mse"), test_graph_plan.data("mse")
     options = {"weight_decay": 0.01, "x_valid": x, "y_valid": y, "verbose": False}
     model.fit(x, y, 2, 0.1, 7, **options)
-    kept, shown = model.plan, [layer.a for layer in model.layers]
+    kept, shown = model._plan, [layer.a for layer in model.layers]
     before = [a.clone() for a in shown]
     options |= {"x": x, "y": y, "lr": 0.1, "batch_size": 7} | CHANGES[change](model, x, y)
     x, y, lr, batch_size = (options.pop(name) for name in ("x", "y", "lr", "batch_size"))
@@ -283,7 +283,7 @@ def test_what_a_fit_has_bound_serves_the_next_until_that_is_another(change):
         torch.testing.assert_close(ours, theirs, **tolerance)
     for ours, theirs in zip(model.layers, twin.layers, strict=True):
         torch.testing.assert_close(ours.a, theirs.a, **tolerance)
-    assert (model.plan is kept) == (change not in ANEW)
+    assert (model._plan is kept) == (change not in ANEW)
     same(shown, before)
 
 
@@ -294,7 +294,7 @@ def test_what_is_kept_between_fits(monkeypatch):
     alive = weakref.ref(x)
     a = model.layers[0].a.clone()
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin.plan is None
+        assert twin._plan is None
         same(twin.layers[0].a, a)
     model.layers[0].w += 1
     before = copy.deepcopy(model.state_dict())
@@ -304,7 +304,7 @@ def test_what_is_kept_between_fits(monkeypatch):
     same(model.state_dict(), before)  # not as the last fit has left them
     for m in range(1, 12):  # batches of more sizes than are kept
         model.fit(x[:m], y[:m], 1, 0.1, m, verbose=False)
-    assert len(model.plan.steps) == tensor_plan.KEPT_SIZES
+    assert len(model._plan.steps) == tensor_plan.KEPT_SIZES
     del x, y
     assert alive() is None
 
