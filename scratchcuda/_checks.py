@@ -51,39 +51,62 @@ def writable(name: str, value: Tensor) -> None:
 
 def apart(written: Mapping[str, Sequence[Tensor]], read: Mapping[str, Sequence[Tensor]]) -> None:
     """No tensor to be written shares memory with another, as far as those without gaps between elements can tell."""
+    if shared := shared_memory(written, read):
+        raise ValueError(f"{shared[0]} shares memory with {shared[1]}, expected memory of its own")
+
+
+def shared_memory(
+    written: Mapping[str, Sequence[Tensor]], read: Mapping[str, Sequence[Tensor]], gaps: bool = False
+) -> tuple[str, str] | None:
+    """The names of two tensors that share memory, of which one is to be written; tensors with gaps only if asked.
+
+    These are taken as if they had none, so what lies in a gap counts too.
+    """
     if torch.compiler.is_compiling():
-        return
+        return None
     named = [
         (f"{name}[{i}]" if len(tensors) > 1 else name, tensor, group is written)
         for group in (written, read)
         for name, tensors in group.items()
         for i, tensor in enumerate(tensors)
         if tensor.numel() and type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
+        if tensor.layout is torch.strided
     ]
     if len({tensor.untyped_storage().data_ptr() for _, tensor, _ in named}) == len(named):
-        return
+        return None
     spans = []
     for name, tensor, is_written in named:
         reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        if reach == tensor.numel():
-            spans.append((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name, is_written))
+        if gaps or reach == tensor.numel():
+            spans.append((tensor.data_ptr(), tensor.data_ptr() + reach * tensor.itemsize, name, is_written))
     furthest = {True: (0, ""), False: (0, "")}  # of those written and those read, which one ends last
     for begin, end, name, is_written in sorted(spans):
         for other_is_written, (other_end, other) in furthest.items():
             if begin < other_end and (is_written or other_is_written):
-                raise ValueError(f"{name} shares memory with {other}, expected memory of its own")
+                return name, other
         furthest[is_written] = max(furthest[is_written], (end, name))
+    return None
+
+
+def tensors(name: str, value: Any) -> list[Tensor]:
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{name} is {type(value).__name__}, expected a sequence of tensors") from None
 
 
 def one_of(name: str, value: object, expected: Sequence[str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, expected one of {', '.join(expected)}")
     if value not in expected:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(expected)}")
 
 
-def dim(name: str, value: int, tensor_name: str, tensor: Tensor) -> None:
-    dims = max(1, tensor.dim())
-    if not -dims <= value < dims:
-        raise ValueError(f"{name} is {value}, expected one of the {dims} of {tensor_name} {tuple(tensor.shape)}")
+def dim(name: str, value: Any, tensor_name: str, tensor: Tensor) -> int:
+    number, dims = integer(name, value), max(1, tensor.dim())
+    if not -dims <= number < dims:
+        raise ValueError(f"{name} is {number}, expected one of the {dims} of {tensor_name} {tuple(tensor.shape)}")
+    return number
 
 
 def features(name: str, value: Tensor, expected: int) -> None:
@@ -112,20 +135,34 @@ def class_indices(name: str, value: Tensor, classes: int | None) -> None:
             raise ValueError(f"{name} holds class index {wrong}, expected 0 to {classes - 1}")
 
 
+def integer(name: str, value: Any, expected: str = "an integer") -> int:
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected {expected}")
+
+
 def positive_int(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a positive integer") from None
-    if isinstance(value, bool) or number < 1:
+    number = 0 if isinstance(value, bool) else integer(name, value, "a positive integer")
+    if number < 1:
         raise ValueError(f"{name} is {value!r}, expected a positive integer")
     return number
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected True or False")
 
 
 def finite(name: str, value: Any, expected: str = "a finite number") -> float:
     if not hasattr(value, "__float__"):  # text has none, though float() would read it
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # of several, as an array has
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}, expected {expected}")
     return number

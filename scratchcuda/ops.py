@@ -5,7 +5,7 @@ the tensors at hand (:mod:`scratchcuda._backend`): its twin in :mod:`scratchcuda
 dispatcher in between; or the registered op in ``csrc/ops``, which launches its kernel in ``csrc/kernels``, for CUDA
 tensors and on the emulator.
 
-All tensors of a call share one floating-point dtype and one device; any strides will do. A wrong dtype raises
+All tensors of a call share one floating-point dtype and one device; any strides will do. A wrong type or dtype raises
 TypeError, everything else that does not fit raises ValueError, before anything is written.
 """
 
@@ -129,7 +129,7 @@ def tanh(z: Tensor) -> Tensor:
 def softmax(z: Tensor, dim: int = -1) -> Tensor:
     """``exp(z_i) / sum_j exp(z_j)`` over the dimension ``dim``, any shape."""
     _checks.floating("z", z)
-    _checks.dim("dim", dim, "z", z)
+    dim = _checks.dim("dim", dim, "z", z)
     return serving("softmax", z)(z, dim)
 
 
@@ -154,7 +154,7 @@ def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
 def softmax_backward(delta: Tensor, a: Tensor, dim: int = -1) -> Tensor:
     """``a (delta - sum(delta a))``, sums over the dimension ``dim``; with ``a = softmax(z, dim)`` of the same shape."""
     _outputs(delta, a)
-    _checks.dim("dim", dim, "delta", delta)
+    dim = _checks.dim("dim", dim, "delta", delta)
     return serving("softmax_backward", delta, a)(delta, a, dim)
 
 
@@ -185,8 +185,10 @@ def cross_entropy(scores: Tensor, y_true: Tensor, ignore_index: int | None = Non
         the loss (), and its gradient with respect to scores (m, classes).
     """
     y_true = _targets(scores, y_true)
-    if ignore_index is not None and y_true.dim() != 1:
-        raise ValueError(f"ignore_index is {ignore_index}, expected None with probabilities")
+    if ignore_index is not None:
+        ignore_index = _checks.integer("ignore_index", ignore_index, "an integer or None")
+        if y_true.dim() != 1:
+            raise ValueError(f"ignore_index is {ignore_index}, expected None with probabilities")
     op = serving("cross_entropy", scores, y_true)
     if y_true.dim() == 1 and (op is tensor_ops.cross_entropy or not scores.is_cuda):
         used = y_true if ignore_index is None else y_true[y_true != ignore_index]
@@ -288,9 +290,12 @@ def sgd_update_(
         maximize: ascend instead.
         is_first_step: the buffers hold nothing yet; they become the gradients.
     """
-    params, grads, momentum_buffers = list(params), list(grads), list(momentum_buffers) if momentum else []
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     momentum, dampening = _checks.non_negative("momentum", momentum), _checks.finite("dampening", dampening)
+    for name, value in (("nesterov", nesterov), ("maximize", maximize), ("is_first_step", is_first_step)):
+        _checks.flag(name, value)
+    params, grads = _checks.tensors("params", params), _checks.tensors("grads", grads)
+    momentum_buffers = _checks.tensors("momentum_buffers", momentum_buffers) if momentum else []
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(f"nesterov needs momentum and no dampening, got momentum {momentum}, dampening {dampening}")
     for i, p in enumerate(params):

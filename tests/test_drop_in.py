@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import io
 import itertools
+import math
 import pickle
 import warnings
 
@@ -537,6 +538,25 @@ def what_kernels_do_not_take(nn, sgd):
 
 
 @behaviour()
+def arguments_of_other_types(nn, sgd):
+    """torch's own results and errors, by their text."""
+    f, w, results = nn.functional, rand(3, 5), []
+    calls = [lambda value=value: f.cross_entropy(X, CLASSES, ignore_index=value) for value in (None, True, 1.0, "1")]
+    calls += [lambda value=value: f.cross_entropy(X, value) for value in ([0, 2, 1, 4, 2, 0], None, CLASSES > 0)]
+    calls += [lambda value=value: f.cross_entropy(X, CLASSES, label_smoothing=value) for value in (None, [], "")]
+    calls += [lambda value=value: f.softmax(X, value) for value in ("C", True, 1.0, torch.tensor(1.0))]
+    calls += [lambda value=value: f.linear(X, w, value) for value in (True, [1.0, 2.0, 3.0])]
+    calls += [lambda: f.softmax(X, 0, dtype="cpu"), lambda: f.linear(X, w.tolist())]
+    calls += [lambda: f.mse_loss(X, ROWS.tolist()), lambda: nn.CrossEntropyLoss(ignore_index=None)(X, CLASSES)]
+    for call in calls:
+        try:
+            results.append(call())
+        except Exception as error:
+            results.append([type(error), str(error)])
+    return results
+
+
+@behaviour()
 def traced(nn, sgd):
     """By torch.fx, whose proxies are no tensors."""
     net = network(nn)
@@ -677,11 +697,13 @@ def test_optimizer_refuses(options):
     assert issubclass(raised[0], Exception)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"lr": -0.1}, {"momentum": 0.0}, {"dampening": 0.5}, {"weight_decay": -0.1}, {"lr": 0.2}], ids=str
-)
+CHANGES = [{"lr": -0.1}, {"momentum": 0.0}, {"dampening": 0.5}, {"weight_decay": -0.1}, {"lr": 0.2}]
+CHANGES += [{"nesterov": "True"}, {"maximize": "True"}, {"nesterov": False, "dampening": math.inf}]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_options_that_change_later(changes):
-    """As schedulers may leave them, Nesterov's without momentum too."""
+    """As schedulers may leave them, Nesterov's without momentum too; or as no kernel takes them."""
 
     def behaviour(nn, sgd):
         params = parameters()
@@ -693,6 +715,42 @@ def test_options_that_change_later(changes):
     results = [run(behaviour, None, sgd) for sgd in (scratchcuda.optim.SGD, torch.optim.SGD)]
     assert isinstance(results[1], list)
     assert_same(*results)
+
+
+#: Parameters of 12 numbers, and what else they share once they have gradients and momentum.
+SHARED = {
+    "a parameter listed twice": (lambda x: [x, x], None),
+    "views": (lambda x: [x, x.view(2, 6)], None),
+    "parts": (lambda x: [x[:8], x[4:]], None),
+    "parts with gaps": (lambda x: [x.view(3, 4)[:, :3], x.view(3, 4)[:, 2:]], None),
+    "views, and another kind between": (lambda x: [x, x.to(torch.cfloat), x.view(2, 6)], None),
+    "a gradient": (lambda x: [*x.split(6)], lambda p, q, state: setattr(p, "grad", q.grad)),
+    "gradients that are parameters": (lambda x: [*x.split(6)], lambda p, q, state: setattr(p, "grad", q.detach())),
+    "momentum": (lambda x: [*x.split(6)], lambda p, q, state: state[p].update(state[q])),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_optimizer_of_what_shares_memory(name):
+    """One after another, as torch on a CPU."""
+    views, share = SHARED[name]
+
+    def behaviour(nn, sgd):
+        warnings.simplefilter("ignore")  # of duplicates
+        made = {}
+        params = [made.setdefault(view, torch.nn.Parameter(view)) for view in views(rand(12))]
+        optimizer = sgd(params, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1, foreach=False)
+        for step in range(3):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            if share and step:
+                share(params[0], params[-1], optimizer.state)
+            optimizer.step()
+        return [params, optimizer.state_dict()]
+
+    ours, theirs = (run(behaviour, None, sgd) for sgd in (scratchcuda.optim.SGD, torch.optim.SGD))
+    assert isinstance(theirs, list)
+    assert_same(ours, theirs)
 
 
 def test_gradients_of_a_subclass_are_torchs(backend):

@@ -489,6 +489,23 @@ ORDER, STEP = torch.arange(4), torch.tensor(0)
         (lambda: ops.sgd_update_([W], [W], 0.1, dampening="0"), TypeError, "dampening is '0'"),
         (lambda: ops.sgd_update_([W], [W], math.nan), ValueError, "lr is nan, expected a finite number"),
         (lambda: ops.sgd_update_([W], [W], 0.1, -1), ValueError, "weight_decay is -1.0, expected"),
+        (
+            lambda: ops.sgd_update_([W], [W], torch.ones(2)),
+            TypeError,
+            r"lr is tensor\(\[1., 1.\]\) \(Tensor\), expected",
+        ),
+        (lambda: ops.sgd_update_(None, [W], 0.1), TypeError, "params is NoneType, expected a sequence of tensors"),
+        *(
+            (lambda name=name: ops.sgd_update_([W], [W], 0.1, **{name: "True"}), TypeError, f"{name} is 'True'")
+            for name in ("nesterov", "maximize", "is_first_step")
+        ),
+        *(
+            (lambda dim=dim: ops.softmax(DELTA, dim), TypeError, f"dim is {dim!r} .*, expected an integer")
+            for dim in ("C", True, 1.0, None)
+        ),
+        (lambda: ops.softmax_backward(DELTA, DELTA, True), TypeError, "dim is True .*, expected an integer"),
+        (lambda: ops.cross_entropy(DELTA, torch.arange(4), True), TypeError, "ignore_index is True"),
+        (lambda: ops.dense(X, W, B, None), TypeError, "activation is None, expected one of none, relu"),
     ],
 )
 def test_refusals(call, exception, message):

@@ -31,7 +31,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation
         (..., out_features).
     """
     _checks.one_of("activation", activation, ACTIVATIONS)
-    if _within_reach(input):
+    if _within_reach(input) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor)):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             if activation == "softmax":  # which has a dtype of its own there
@@ -74,7 +74,8 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
 
     Without ``dim``, which torch guesses then, and of a scalar, it is torch's own.
     """
-    if dim is not None and _within_reach(input) and -input.dim() <= dim < input.dim():
+    plain = dtype is None or isinstance(dtype, torch.dtype)
+    if plain and type(dim) is int and _within_reach(input) and -input.dim() <= dim < input.dim():
         z = input if dtype is None else input.to(dtype)
         if input.is_cuda and torch.is_autocast_enabled("cuda") and dtype is None:
             z = _cast(input, torch.float32)
@@ -135,7 +136,8 @@ def cross_entropy(
     Returns:
         ().
     """
-    plain = reduction == "mean" and size_average is None and reduce is None and weight is None and not label_smoothing
+    plain = reduction == "mean" and size_average is None and reduce is None and weight is None and label_smoothing == 0
+    plain = plain and type(ignore_index) is int and isinstance(target, Tensor)
     if plain and _within_reach(input) and input.dim() == 2 and input.shape[1]:
         by_class = target.dtype == torch.int64 and target.shape == input.shape[:1] and target.device == input.device
         if by_class or (target.shape == input.shape and ignore_index < 0):
