@@ -102,7 +102,7 @@ class use_backend:  # noqa: N801  (a function to its users, as torch.no_grad)
             raise RuntimeError) or "emulator" (the CUDA kernels' sources compiled for the CPU; CPU tensors only, much
             slower, and stricter than a GPU).
 
-    A plain call holds until the block ends that it is made in. A block may be entered again, also within itself. As a
+    A plain call holds until the block ends that it is made in. The object may be entered again, also while it is. As a
     decorator of a function or a generator function it holds while that runs.
 
     All threads share the one backend: it is that of the block entered last, in any thread, that has not ended. When
