@@ -21,7 +21,8 @@ _ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
 _NAMES = {kind.op: kind for kind in _ACTIVATIONS.values()}
 _KINDS: list[type[nn.Module]] = [nn.Linear, *_ACTIVATIONS]
 #: What each class of the drop-in layers is in torch.nn.
-_TORCHS: dict[type[nn.Module], type[nn.Module]] = {getattr(drop_in, t.__name__): t for t in (nn.Sequential, *_KINDS)}
+_TORCHS: dict[type[nn.Module], type[nn.Module]] = {getattr(drop_in, kind.__name__): kind for kind in _KINDS}
+_TORCHS |= {drop_in.FusedSequential: nn.Sequential}
 #: The modules' forwards before anybody patches them.
 _FORWARDS = {kind: kind.forward for pair in _TORCHS.items() for kind in pair}
 

@@ -11,7 +11,7 @@ from oracle import same
 import scratchcuda
 from scratchcuda import nn, optim
 
-KINDS = ["Linear", "LazyLinear", "ReLU", "Sigmoid", "Tanh", "Softmax", "Sequential", "MSELoss", "CrossEntropyLoss"]
+KINDS = ["Linear", "LazyLinear", "ReLU", "Sigmoid", "Tanh", "Softmax", "MSELoss", "CrossEntropyLoss"]
 
 pytestmark = pytest.mark.backends("tensor", "kernels")
 
@@ -120,11 +120,14 @@ def test_a_compiler_takes_the_question():
 def test_a_compiled_sequential(hooked):
     """Where a hook makes two of a pair. One that is registered later is overlooked in torch.nn's networks as well."""
     torch._dynamo.reset()  # for the same reason
-    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    net, x = nn.FusedSequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
     if hooked:
         net[1].register_forward_hook(lambda module, args, output: output + 1)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), net[2](net[0](x).relu() + hooked))
+    torch._dynamo.reset()
+    unfused = torch.compile(lambda: nn.layers.unfused(net[0], net[1], 2), fullgraph=True, backend="eager")
+    assert bool(unfused()) == hooked
 
 
 def test_other_names_are_torchs():

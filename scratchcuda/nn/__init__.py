@@ -13,11 +13,11 @@ from scratchcuda.nn import functional
 from scratchcuda.nn.conversion import Conversion, convert, revert
 from scratchcuda.nn.layers import (
     CrossEntropyLoss,
+    FusedSequential,
     LazyLinear,
     Linear,
     MSELoss,
     ReLU,
-    Sequential,
     Sigmoid,
     Softmax,
     Tanh,
@@ -26,11 +26,11 @@ from scratchcuda.nn.layers import (
 __all__ = [
     "Conversion",
     "CrossEntropyLoss",
+    "FusedSequential",
     "LazyLinear",
     "Linear",
     "MSELoss",
     "ReLU",
-    "Sequential",
     "Sigmoid",
     "Softmax",
     "Tanh",

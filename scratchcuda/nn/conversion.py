@@ -10,7 +10,7 @@ from torch.nn import Module
 from scratchcuda import _backend
 from scratchcuda.nn import layers
 
-_OURS: dict[type[Module], type[Module]] = {
+_OURS: dict[type[Module], type[Module]] = {torch.nn.Sequential: layers.FusedSequential} | {
     getattr(torch.nn, ours.__name__): ours
     for ours in (
         layers.Linear,
@@ -21,7 +21,6 @@ _OURS: dict[type[Module], type[Module]] = {
         layers.Softmax,
         layers.MSELoss,
         layers.CrossEntropyLoss,
-        layers.Sequential,
     )
 }
 _FORWARDS = {theirs: theirs.forward for theirs in _OURS}  # as they are before anybody patches them
@@ -62,8 +61,9 @@ def convert(
     Args:
         model: any module; it may itself be a layer.
         filter: asked for each layer, with its name in the model; what it refuses is left.
-        fuse: make each torch.nn.Sequential ours too, in which a Linear computes the activation that follows it. Neither
-            of the two changes, so each may be taken out, replaced, hooked, patched and called by itself.
+        fuse: make each torch.nn.Sequential a :class:`FusedSequential`, in which a Linear computes the activation that
+            follows it. Neither of the two changes, so each may be taken out, replaced, hooked, patched and called by
+            itself.
 
     Returns:
         what was swapped and what was left, and why; ``print`` shows it.
@@ -134,9 +134,9 @@ def _unfit(module: Module, theirs: type[Module]) -> str:
 
 
 def _pairs(model: Module) -> Iterator[tuple[str, Module, Module]]:
-    """A Linear of ours and an activation of ours after it in a Sequential of ours, and the activation's name."""
+    """The names of activations of ours after a Linear of ours in a FusedSequential, and the two."""
     for name, sequential in _named(model):
-        if type(sequential) is layers.Sequential:
+        if type(sequential) is layers.FusedSequential:
             for (_, layer), (key, activation) in itertools.pairwise(sequential._modules.items()):
                 if type(layer) is layers.Linear and type(activation) in layers.ACTIVATIONS:
                     assert activation is not None

@@ -89,10 +89,11 @@ class Softmax(torch.nn.Softmax, metaclass=StandIn):
         return functional.softmax(input, self.dim, _stacklevel=5)
 
 
-class Sequential(torch.nn.Sequential, metaclass=StandIn):
+class FusedSequential(torch.nn.Sequential):
     """torch.nn.Sequential, in which a Linear computes the activation after it, where nobody can tell the difference.
 
-    That is decided at each call (:func:`unfused`), so that modules may be taken out, replaced, hooked and patched.
+    That is decided at each call (:func:`unfused`), so that modules may be taken out, replaced, hooked and patched. In
+    16 bits the value between the two is not rounded, as it is between two modules.
     """
 
     def forward(self, input: Any) -> Any:
@@ -117,7 +118,7 @@ _CALL = torch.nn.Module.__call__
 
 
 def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
-    """Why a layer does not compute the activation after it in a :class:`Sequential`; nothing if it does.
+    """Why a layer does not compute the activation after it in a :class:`FusedSequential`; nothing if it does.
 
     Args:
         layer, activation: neighbours.
@@ -132,8 +133,7 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
         return "it does not run over the last dimension"
     if _is_watched(layer) or _is_watched(activation) or _has_any_global_hook():
         return "hooks would see other values"
-    forwards = _FORWARDS[Linear], _FORWARDS[kind]
-    if (_function(layer.forward), _function(activation.forward)) != forwards or torch.nn.Module.__call__ is not _CALL:
+    if _has_own_forward(layer, Linear) or _has_own_forward(activation, kind) or torch.nn.Module.__call__ is not _CALL:
         return "one of the two has a forward of its own"
     return ""
 
@@ -146,8 +146,8 @@ def _is_watched(module: torch.nn.Module) -> bool:
     return bool(module._backward_hooks or module._backward_pre_hooks) or not looks_on
 
 
-def _function(method: Any) -> Any:
-    return getattr(method, "__func__", None)
+def _has_own_forward(module: torch.nn.Module, kind: type[Any]) -> bool:
+    return "forward" in module.__dict__ or kind.forward is not _FORWARDS[kind]
 
 
 class MSELoss(torch.nn.MSELoss, metaclass=StandIn):
