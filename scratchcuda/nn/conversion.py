@@ -102,8 +102,8 @@ def revert(model: Module) -> Conversion:
             continue
         if type(module) is not ours:
             done.left[name] = f"is a {type(module).__name__}, not exactly a scratchcuda.nn.{ours.__name__}"
-        elif (activation := getattr(module, "activation", "none")) != "none":
-            done.left[name] = f"torch.nn.Linear has no activation {activation!r}"
+        elif isinstance(module, layers.Linear) and module.activation != "none":
+            done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
         else:
             module.__class__ = _TORCHS[ours]
             done.swapped.append(name)

@@ -59,6 +59,8 @@ class LazyLinear(torch.nn.LazyLinear, metaclass=StandIn):
     """torch.nn.LazyLinear, which becomes our :class:`Linear`."""
 
     cls_to_become = Linear
+    activation = "none"
+    forward = Linear.forward  # of the call in which it becomes one
 
 
 class ReLU(torch.nn.ReLU, metaclass=StandIn):
@@ -147,7 +149,8 @@ def _is_watched(module: torch.nn.Module) -> bool:
 
 
 def _has_own_forward(module: torch.nn.Module, kind: type[Any]) -> bool:
-    return "forward" in module.__dict__ or kind.forward is not _FORWARDS[kind]
+    own = module.__dict__
+    return "forward" in own or "_compiled_call_impl" in own or kind.forward is not _FORWARDS[kind]
 
 
 class MSELoss(torch.nn.MSELoss, metaclass=StandIn):
