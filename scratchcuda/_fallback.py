@@ -25,7 +25,8 @@ class StandIn(ABCMeta):
     """
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return issubclass(type(instance), cls) if cls._theirs() else super().__instancecheck__(instance)
+        theirs = cls._theirs()
+        return isinstance(instance, theirs) if theirs else super().__instancecheck__(instance)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         theirs = cls._theirs()

@@ -246,6 +246,11 @@ def changed(model, change):
             "not fused: one of the two has a forward of its own",
         ),
         (
+            lambda: changed(sequential(), lambda m: (convert(m), m[0].compile())),
+            "1",
+            "not fused: one of the two has a forward of its own",
+        ),
+        (
             lambda: nn.Sequential(scratchcuda.nn.Linear(6, 6, activation="tanh"), nn.ReLU()),
             "1",
             "not fused: the layer before it has an activation already",
@@ -438,17 +443,28 @@ def test_what_a_pair_is(change, computed, monkeypatch):
     assert found == computed
 
 
-def test_modules_are_called_one_by_one_where_names_are_looked_for():
+@pytest.mark.parametrize("strict", [False, True])
+def test_modules_are_called_one_by_one_where_names_are_looked_for(strict):
     """By torch.fx and torch.export a pair shows as two modules, as torch.nn's do."""
     net = sequential()
     convert(net, fuse=True)
-    exported = torch.export.export(net, (torch.randn(4, 6),))
-    paths = {tuple(node.meta["nn_module_stack"])[-1] for node in exported.graph.nodes if "nn_module_stack" in node.meta}
-    assert {path.split("_")[-1].strip("]'") for path in paths} >= set("0123")
+    exported = torch.export.export(net, (torch.randn(4, 6),), strict=strict)
+    stacks = [node.meta["nn_module_stack"] for node in exported.graph.nodes if node.op == "call_function"]
+    assert {list(stack.values())[-1][0] for stack in stacks} == set("0123")
 
 
-def test_a_patched_class_is_not_passed_by(monkeypatch):
+@pytest.mark.parametrize("method", ["forward", "__call__"])
+@pytest.mark.parametrize("patch", [lambda self, x: x - 1, torch.cos], ids=["function", "builtin"])
+def test_a_patched_class_is_not_passed_by(method, patch, monkeypatch):
     net = sequential()
     convert(net, fuse=True)
-    monkeypatch.setattr(scratchcuda.nn.ReLU, "forward", lambda self, x: x - 1)
-    torch.testing.assert_close(net(torch.zeros(1, 6)), net[2:](net[0](torch.zeros(1, 6)) - 1))
+    monkeypatch.setattr(scratchcuda.nn.ReLU, method, patch)
+    torch.testing.assert_close(net(torch.zeros(1, 6)), net[2:](net[1](net[0](torch.zeros(1, 6)))))
+
+
+def test_what_a_forward_does_not_fuse_is_not_said_to_be():
+    net = changed(sequential(), lambda m: convert(m, fuse=True))
+    derived = type("Derived", (scratchcuda.nn.FusedSequential,), {})(*net)
+    assert convert(derived, fuse=True).fused == ["1", "3"]
+    net.forward = lambda x: x
+    assert convert(net, fuse=True) == Conversion()

@@ -3,6 +3,7 @@
 import abc
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def test_instances_and_subclasses_are_those_of_torch_nn(name):
     other = torch.nn.Dropout()
     for _ in range(2):  # an answer may be kept
         assert all(isinstance(module, ours) for module in made.values())
+        assert all(isinstance(weakref.proxy(module), ours) for module in made.values())
         assert all(issubclass(kind, ours) for kind in made)
         assert not isinstance(other, ours)
         assert not issubclass(torch.nn.Module, ours)
@@ -114,6 +116,15 @@ def test_a_compiler_takes_the_question():
 
     x = torch.randn(2, 3)
     torch.testing.assert_close(run(x), x + lazy(x).sum() + layer(x + lazy(x).sum()).sum())
+
+
+def test_a_patch_of_a_compiled_sequential_is_noticed():
+    net, x = nn.FusedSequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(2, 3)
+    compiled = torch.compile(net, backend="eager")
+    torch.testing.assert_close(compiled(x), net(x))
+    for layer in (net[1], net[0]):
+        layer.forward = torch.zeros_like
+        torch.testing.assert_close(compiled(x), net(x))
 
 
 @pytest.mark.parametrize("hooked", [False, True])

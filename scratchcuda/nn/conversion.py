@@ -134,9 +134,9 @@ def _unfit(module: Module, theirs: type[Module]) -> str:
 
 
 def _pairs(model: Module) -> Iterator[tuple[str, Module, Module]]:
-    """The names of activations of ours after a Linear of ours in a FusedSequential, and the two."""
+    """The names of activations of ours after a Linear of ours, and the two, where FusedSequential's forward runs."""
     for name, sequential in _named(model):
-        if type(sequential) is layers.FusedSequential:
+        if getattr(sequential.forward, "__func__", None) is layers.FusedSequential.forward:
             for (_, layer), (key, activation) in itertools.pairwise(sequential._modules.items()):
                 if type(layer) is layers.Linear and type(activation) in layers.ACTIVATIONS:
                     assert activation is not None

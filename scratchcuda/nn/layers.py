@@ -100,11 +100,11 @@ class FusedSequential(torch.nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         computed = False
-        modules: list[Any] = [*self, None]
+        modules: list[Any] = [*self._modules.values(), None]
         for module, following in itertools.pairwise(modules):
             if computed:  # by the Linear before it
                 computed = False
-            elif type(input) in _TENSORS and not unfused(module, following, input.dim()):
+            elif type(module) is Linear and type(input) in _TENSORS and not unfused(module, following, input.dim()):
                 input, computed = module(input, ACTIVATIONS[type(following)]), True
             else:
                 input = module(input)
@@ -135,9 +135,9 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
         return "it does not run over the last dimension"
     if _is_watched(layer) or _is_watched(activation) or _has_any_global_hook():
         return "hooks would see other values"
-    if _has_own_forward(layer, Linear) or _has_own_forward(activation, kind) or torch.nn.Module.__call__ is not _CALL:
+    if _has_own_forward(layer, Linear) or _has_own_forward(activation, kind):
         return "one of the two has a forward of its own"
-    return ""
+    return _uncompiled(layer, activation) if torch.compiler.is_compiling() else ""
 
 
 def _is_watched(module: torch.nn.Module) -> bool:
@@ -150,7 +150,25 @@ def _is_watched(module: torch.nn.Module) -> bool:
 
 def _has_own_forward(module: torch.nn.Module, kind: type[Any]) -> bool:
     own = module.__dict__
-    return "forward" in own or "_compiled_call_impl" in own or kind.forward is not _FORWARDS[kind]
+    if "forward" in own or "_compiled_call_impl" in own:
+        return True
+    return kind.forward is not _FORWARDS[kind] or kind.__call__ is not _CALL
+
+
+def _uncompiled(layer: Any, activation: Any) -> str:
+    if _is_exporting():
+        return "an export shows each module"
+    # Always equal. But what is looked up by attribute, torch.compile guards: it notices a patch after it has compiled.
+    found, written = layer.forward.__func__, _FORWARDS[Linear]
+    is_same = found is written and activation.forward.__func__ is _FORWARDS[type(activation)]
+    return "" if is_same else "one of the two has a forward of its own"
+
+
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 traces it as always true
 
 
 class MSELoss(torch.nn.MSELoss, metaclass=StandIn):
