@@ -177,7 +177,8 @@ def scratchcuda(clock, limits, monkeypatch):
 def test_the_command_profiles(workload, scratchcuda, tmp_path):
     scratchcuda("profile", workload, "--batch", "8", "--no-compile", "--out", str(tmp_path))
     found = json.loads((tmp_path / "profile.json").read_text())
-    assert found["notices"] == ["CUPTI has delivered no kernels: another profiler has it, or the driver refuses it"]
+    (notice,) = found["notices"]
+    assert notice.startswith("CUPTI has delivered no kernels")
     assert "scratchcuda::dense_update_" in {row["op"] for row in found["rows"]}
     assert (found["path"], found["conditions"]["device"]) == ("graph plan", "stand-in")
 
