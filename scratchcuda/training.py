@@ -1,6 +1,6 @@
 """What every fit shares: the loop over the epochs, its history, and Ctrl-C."""
 
-import _signal  # type: ignore[import-not-found]  # what signal is made of: its own functions look for enums first, at 3 µs each
+import _signal  # type: ignore[import-not-found]  # whose functions signal wraps, to look for enums first, at 3 µs each
 import signal
 import threading
 from collections.abc import Callable
