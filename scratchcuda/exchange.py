@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from scratchcuda import nn as drop_in
 from scratchcuda._patching import original
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense
+from scratchcuda.nn.conversion import TORCHS
 from scratchcuda.parameters import Slot, overlap, place_of
 
 _ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
@@ -20,11 +20,8 @@ _ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
 }
 _NAMES = {kind.op: kind for kind in _ACTIVATIONS.values()}
 _KINDS: list[type[nn.Module]] = [nn.Linear, *_ACTIVATIONS]
-#: What each class of the drop-in layers is in torch.nn.
-_TORCHS: dict[type[nn.Module], type[nn.Module]] = {getattr(drop_in, kind.__name__): kind for kind in _KINDS}
-_TORCHS |= {drop_in.FusedSequential: nn.Sequential}
 #: The modules' forwards before anybody patches them.
-_FORWARDS = {kind: kind.forward for pair in _TORCHS.items() for kind in pair}
+_FORWARDS = {kind: kind.forward for pair in TORCHS.items() for kind in pair} | {nn.Identity: nn.Identity.forward}
 
 
 def layers_of(module: nn.Module) -> tuple[list[Layer], list[nn.Linear]]:
@@ -112,7 +109,7 @@ def _parameter(slot: Slot, new: nn.Parameter, made: dict[object, tuple[Slot, nn.
 
 
 def _torchs(module: nn.Module) -> type[nn.Module]:
-    return _TORCHS.get(type(module), type(module))
+    return TORCHS.get(type(module), type(module))
 
 
 def _flatten(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

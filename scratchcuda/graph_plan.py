@@ -92,7 +92,6 @@ class GraphPlan(FitPath):
     def validate(self) -> float:
         return self.valid_loss
 
-    @torch.no_grad()
     def finish(self) -> None:
         # Replays write behind autograd's back: a graph that saved a parameter must raise, not lie.
         torch.autograd.graph.increment_version(compress(self.network.parameters, self.network.are_trained))

@@ -12,6 +12,7 @@ from scratchcuda.activations import Activation, Layer
 from scratchcuda.layers import Dense
 from scratchcuda.losses import MSE, CrossEntropy, Losses
 from scratchcuda.ops import ACTIVATIONS
+from scratchcuda.parameters import storage_of
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Network:
         if len({(t.device, t.dtype) for t in tensors}) > 1:
             return "parameters are not all of one dtype on one device"
         expanded = any(0 in t.stride() and t.numel() > 1 for t in tensors)
-        if expanded or len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):
+        if expanded or len({storage_of(t) for t in tensors}) < len(tensors):
             return "parameters share memory"
         if any(t.is_inference() for t in tensors):
             return "parameters were made in inference mode"

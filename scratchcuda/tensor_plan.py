@@ -16,7 +16,7 @@ What makes it fast, and where it is found, here or in :mod:`scratchcuda.tensor_s
   ``input``) is made when it is asked for.
 
 A plan serves while every object runs the methods it was written with (:mod:`scratchcuda._patching`); it packs the
-parameters when it is made and writes them back when it finishes, so that ``layer.w`` stays an ordinary tensor.
+parameters when a fit begins and writes them back when that ends, so that ``layer.w`` stays an ordinary tensor.
 """
 
 from collections.abc import Callable, Mapping

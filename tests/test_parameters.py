@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import same
 from torch import nn
-from trajectories import TOLERANCE, assert_same_trajectory, mlp
+from trajectories import TOLERANCE, assert_same_trajectory, documents_backward, mlp
 
 import scratchcuda as sc
 from scratchcuda import CrossEntropy, Dense, InputLayer, Model, Tanh
@@ -59,15 +59,6 @@ def test_all_frozen_and_freezing_between_fits(path):
     assert model.layers[1].a.shape == (6, 6)
 
 
-def descends(self, delta, lr):
-    """The documents' backward."""
-    delta = self.act_f.backward(delta, self.a)
-    self.b -= lr * delta.sum(0)
-    w_der, dx = self.input.T @ delta, delta @ self.w.T
-    self.w -= lr * w_der
-    return dx
-
-
 class Rebinding(Dense):
     """Assigns anew what it updates, its input's gradient by weights that it has updated."""
 
@@ -78,7 +69,7 @@ class Rebinding(Dense):
 
 
 def patched(monkeypatch):
-    monkeypatch.setattr(Dense, "backward", descends)
+    monkeypatch.setattr(Dense, "backward", documents_backward)
     return [Dense(5, Tanh()) for _ in range(3)]
 
 

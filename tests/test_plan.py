@@ -13,7 +13,7 @@ import test_graph_plan
 import torch
 from oracle import same
 from test_graph_plan import CHANGES, network
-from trajectories import TOLERANCE, mlp
+from trajectories import TOLERANCE, documents_backward, mlp
 
 from scratchcuda import (
     MSE,
@@ -135,16 +135,9 @@ def test_the_documents_formulas_agree_with_the_plan(monkeypatch):
         e = torch.exp(z - z.max(1, keepdim=True)[0])
         return e / e.sum(1, keepdim=True)
 
-    def backward(self, delta, lr):
-        delta = self.act_f.backward(delta, self.a)
-        self.b -= lr * delta.sum(0)
-        w_der, dx = self.input.T @ delta, delta @ self.w.T
-        self.w -= lr * w_der
-        return dx
-
     monkeypatch.setattr(Tanh, "__call__", tanh)
     monkeypatch.setattr(Softmax, "__call__", softmax)
-    monkeypatch.setattr(Dense, "backward", backward)
+    monkeypatch.setattr(Dense, "backward", documents_backward)
     assert fit(model, x, y).path == "general"
     for key, p in model.state_dict().items():
         torch.testing.assert_close(p, planned[key], rtol=1e-11, atol=1e-12)

@@ -23,6 +23,15 @@ def mlp(sizes, activation, last=Linear, loss_f=None, dtype=torch.float64):
     return Model([InputLayer(sizes[0]), *hidden, Dense(sizes[-1], last(), **init)], loss_f, dtype=dtype)
 
 
+def documents_backward(self, delta, lr):
+    """The documents' Dense.backward."""
+    delta = self.act_f.backward(delta, self.a)
+    self.b -= lr * delta.sum(0)
+    w_der, dx = self.input.T @ delta, delta @ self.w.T
+    self.w -= lr * w_der
+    return dx
+
+
 def error(ours, theirs):
     """Relative difference by norm."""
     return ((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(theirs.dtype).tiny)).item()

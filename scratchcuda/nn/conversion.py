@@ -24,7 +24,8 @@ _OURS: dict[type[Module], type[Module]] = {torch.nn.Sequential: layers.FusedSequ
     )
 }
 _FORWARDS = {theirs: theirs.forward for theirs in _OURS}  # as they are before anybody patches them
-_TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
+#: What each class of ours is in torch.nn.
+TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 @dataclass
@@ -71,7 +72,7 @@ def convert(
     done, chosen = Conversion(), []
     for name, module in _named(model):
         theirs = _counterpart(module, _OURS)
-        if theirs is None or type(module) in _TORCHS or (theirs is torch.nn.Sequential and not fuse):
+        if theirs is None or type(module) in TORCHS or (theirs is torch.nn.Sequential and not fuse):
             continue
         if reason := _unfit(module, theirs):
             done.left[name] = reason
@@ -97,7 +98,7 @@ def revert(model: Module) -> Conversion:
     """
     done = Conversion()
     for name, module in _named(model):
-        ours = _counterpart(module, _TORCHS)
+        ours = _counterpart(module, TORCHS)
         if ours is None:
             continue
         if type(module) is not ours:
@@ -105,7 +106,7 @@ def revert(model: Module) -> Conversion:
         elif isinstance(module, layers.Linear) and module.activation != "none":
             done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
         else:
-            module.__class__ = _TORCHS[ours]
+            module.__class__ = TORCHS[ours]
             done.swapped.append(name)
     return done
 
