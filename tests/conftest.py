@@ -70,6 +70,7 @@ def is_repetition(item):
 def pytest_configure(config):
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # the other cores have workers of their own
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
         return
     # What Inductor has kept of another run may be made for wider vectors, and gives wrong numbers here.
     folder = tempfile.TemporaryDirectory(prefix="inductor-")

@@ -22,6 +22,8 @@ OTHER_SEEDS = [pytest.param(seed, marks=pytest.mark.backends("tensor", "kernels"
 def test_printed_lines_equal_torch(name, line, seed, usual_path, capsys):
     work = WORKLOADS[name]
     pair = Pair(work, torch.get_default_device(), torch.float64, seed)
+    if usual_path == "graph plan":  # most of the emulator's time would go to the 9,100 rows of the documents
+        pair.x_valid, pair.y_valid = pair.x_valid[:1000], pair.y_valid[:1000]
     assert pair.prediction_mape() <= 1e-12
     options = work.epochs, work.lr, work.batch_size
     theirs = pair.fit_torch(*options)

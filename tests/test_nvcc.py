@@ -6,6 +6,7 @@ import kernel_report as report
 import pytest
 
 pytestmark = [
+    pytest.mark.slow,  # nvcc takes a minute and a half of processor time
     pytest.mark.backends("tensor"),  # once: no backend has a part in it
     pytest.mark.skipif(not report.toolkit(), reason="there is no nvcc"),
     pytest.mark.parametrize("arch", report.ARCHITECTURES),

@@ -161,7 +161,7 @@ def tool(name: str) -> str | None:
 
 def suite(check: "Check") -> Found:
     apart = [f"--ignore=tests/test_{name}.py" for name in ("gpu", "instructions")]
-    return check.pytest("tests", *apart, workers=2 if check.dry else 12, most=100)
+    return check.pytest("tests", *apart, workers=0 if check.dry else 12, most=100)
 
 
 def each(option: str, values: list[str]) -> list[str]:
