@@ -8,7 +8,10 @@ try:
 except BuildError as error:
     raise ImportError(f"scratchcuda cannot be imported: {error}") from None
 
-from scratchcuda import metrics, nn, ops, optim
+from scratchcuda import metrics as metrics
+from scratchcuda import nn as nn
+from scratchcuda import ops as ops
+from scratchcuda import optim as optim
 from scratchcuda._backend import use_backend
 from scratchcuda.activations import Activation, Layer, Linear, ReLU, RelU, Sigmoid, Softmax, Tanh
 from scratchcuda.layers import Dense, InputLayer
@@ -19,6 +22,7 @@ from scratchcuda.training import History
 
 __version__ = "0.1.0"
 
+# No modules: "import *" must leave a user's own nn and optim as they are.
 __all__ = [
     "MSE",
     "Activation",
@@ -36,9 +40,5 @@ __all__ = [
     "SimpleLinearRegression",
     "Softmax",
     "Tanh",
-    "metrics",
-    "nn",
-    "ops",
-    "optim",
     "use_backend",
 ]

@@ -1,10 +1,12 @@
 """The layers that a Model stacks: an InputLayer first, then Dense layers and activations."""
 
 import inspect
+import math
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scratchcuda import _checks, ops
 from scratchcuda._patching import replaceable
@@ -44,7 +46,7 @@ class Dense(Layer):
         units: number of outputs.
         act_f: the activation f, :class:`Linear` if None.
         weight_init: a function of torch.nn.init (or any that fills a tensor in place) for the weights, called on
-            their (n_out, n_in) transpose, as torch.nn lays them out. None draws from the normal distribution.
+            their (n_out, n_in) transpose, as torch.nn lays them out. If None, the Model's ``init`` says.
         bias_init: the same for the bias (n_out,).
 
     Attributes:
@@ -74,17 +76,25 @@ class Dense(Layer):
         self.weight_init = weight_init
         self.bias_init = bias_init
 
-    def construct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Make ``w`` and ``b`` for inputs like x (m, n_in), on its device, in its dtype; return the output."""
+    def construct(self, x: Tensor, generator: torch.Generator | None = None, init: str = "normal") -> Tensor:
+        """Make ``w`` and ``b`` for inputs like x (m, n_in), on its device, in its dtype; return the output.
+
+        Args:
+            generator: source of the initial values, torch's default one if None.
+            init: the distribution of what has no ``weight_init`` or ``bias_init``: "normal" for N(0, 1), "torch" for
+                what torch.nn.Linear draws, U(-1, 1) / sqrt(n_in).
+        """
         n_in = x.shape[-1]
-        if self.weight_init is None:
+        weight_init, bias_init = self.weight_init, self.bias_init
+        if init == "torch":
+            bound = 1 / math.sqrt(n_in)
+            weight_init = weight_init or partial(nn.init.kaiming_uniform_, a=math.sqrt(5))  # as torch.nn rounds it
+            bias_init = bias_init or partial(nn.init.uniform_, a=-bound, b=bound)
+        if weight_init is None:
             w = torch.randn(n_in, self.units, device=x.device, dtype=x.dtype, generator=generator)
         else:
-            w = _filled(self.weight_init, x.new_empty(self.units, n_in), generator).T.contiguous()
-        if self.bias_init is None:
-            b = torch.randn(self.units, device=x.device, dtype=x.dtype, generator=generator)
-        else:
-            b = _filled(self.bias_init, x.new_empty(self.units), generator)
+            w = _filled(weight_init, x.new_empty(self.units, n_in), generator).T.contiguous()
+        b = _filled(bias_init or nn.init.normal_, x.new_empty(self.units), generator)
         self.w, self.b = w, b
         return self.forward(x)
 
@@ -143,7 +153,13 @@ def descend(
 
 
 def _filled(init: Callable[..., object], values: Tensor, generator: torch.Generator | None) -> Tensor:
-    # Not every function of torch.nn.init draws numbers: zeros_ and constant_ take no generator.
-    draws = generator is not None and inspect.isfunction(init) and "generator" in inspect.signature(init).parameters
-    init(values, **({"generator": generator} if draws else {}))
+    init(values, **({"generator": generator} if generator is not None and _draws(init) else {}))
     return values.detach()
+
+
+def _draws(init: Callable[..., object]) -> bool:
+    """Whether it takes a generator: not every function of torch.nn.init draws numbers, as zeros_ and constant_."""
+    try:
+        return "generator" in inspect.signature(init).parameters
+    except ValueError:  # of what is written in C, some tell none
+        return False

@@ -5,7 +5,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from scratchcuda.training import GeneralPath, History, run
 class Model(Parameters):
     """A network of layers and its loss.
 
+    Weights and biases are drawn from N(0, 1), as in the documents that this package grew from. Layers of many inputs
+    train badly from there, since their outputs are as wide as the root of their number: ``init="torch"`` suits them.
+
     Args:
         layers: an InputLayer, then Dense layers, activations and layers of your own, each object once.
         loss_f: the loss, :class:`MSE` if None.
@@ -34,6 +37,8 @@ class Model(Parameters):
             once, to the device of the first data they meet.
         dtype: floating-point dtype of the parameters, torch's default one if None.
         generator: source of the initial values, torch's default one if None.
+        init: the distribution of the initial values that no layer says otherwise: "normal", or "torch" for those that
+            torch.nn draws, the very same ones from the same seed.
 
     Attributes:
         layers: the layers without the InputLayer; ``layers[i].w`` and ``.b`` may be read and assigned.
@@ -48,9 +53,12 @@ class Model(Parameters):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
+        init: Literal["normal", "torch"] = "normal",
     ):
         _check_layers(layers)
         _checks.float_dtype(dtype)
+        if init not in ("normal", "torch"):
+            raise ValueError(f"init is {init!r}, expected 'normal' or 'torch'")
         self.layers = list(layers[1:])  # the input layer has done its work here
         self.loss_f = MSE() if loss_f is None else loss_f
         self.n_in = layers[0].n  # type: ignore[attr-defined]
@@ -58,12 +66,16 @@ class Model(Parameters):
         self._may_move = device is None
         made = {"device": device, "dtype": dtype, "generator": generator}
         options = {name: value for name, value in made.items() if value is not None}
+        of_dense: dict[str, Any] = {} if generator is None else {"generator": generator}
+        if init == "torch":
+            of_dense["init"] = init
+            # The batch of the InputLayer, which torch.nn does not draw, is not drawn from the source of the values.
+            options["generator"] = torch.Generator(torch.get_default_device() if device is None else device)
         with torch.inference_mode(False):  # or a model made there could not be trained
             out = layers[0].construct(**options)  # type: ignore[arg-type]
             self._like = out.new_empty(0)
             for layer in self.layers:
-                draws = generator is not None and isinstance(layer, Dense)
-                out = layer.construct(out, generator=generator) if draws else layer.construct(out)  # type: ignore
+                out = layer.construct(out, **(of_dense if isinstance(layer, Dense) else {}))
         self.n_out = out.shape[-1]
 
     @property

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -56,8 +57,11 @@ def test_dtype_device_and_generator_where_parameters_are_made():
     assert Model([InputLayer(2), Dense(3)]).dtype == torch.float64
 
 
+UNIFORM = partial(nn.init.uniform_, a=0.5, b=0.6)
+
+
 @pytest.mark.parametrize(
-    "init", [nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.orthogonal_, nn.init.zeros_]
+    "init", [nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.orthogonal_, nn.init.zeros_, UNIFORM]
 )
 def test_any_function_of_torch_nn_init(init):
     generator = torch.Generator(torch.get_default_device())
@@ -69,6 +73,27 @@ def test_any_function_of_torch_nn_init(init):
     init(expected, **({} if init is nn.init.zeros_ else {"generator": generator}))
     same(layer.w, expected.T)
     same(layer.b, torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_initial_values_of_torch_nn(dtype):
+    """The very same ones from the same seed, and no draw more; but for what a layer says itself."""
+    for generator in (torch.Generator(torch.get_default_device()), None):
+        (generator or torch).manual_seed(3)
+        layers = [InputLayer(5), Dense(8, Tanh()), Dense(3)]
+        model = Model(layers, dtype=dtype, generator=generator, init="torch")
+        after = torch.randn(2, generator=generator)
+        torch.manual_seed(3)
+        for layer, linear in zip(
+            model.layers, (nn.Linear(5, 8, dtype=dtype), nn.Linear(8, 3, dtype=dtype)), strict=True
+        ):
+            same([layer.w.T, layer.b], [linear.weight.detach(), linear.bias.detach()])
+        same(after, torch.randn(2))
+    layer = Dense(3, bias_init=nn.init.zeros_)
+    Model([InputLayer(5), layer], init="torch")
+    assert (layer.w.abs().max() < 0.5, layer.b.any()) == (True, False)
+    with pytest.raises(ValueError, match="init is 'he', expected 'normal' or 'torch'"):
+        Model([InputLayer(5), Dense(3)], init="he")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -144,3 +144,10 @@ def test_a_compiled_sequential(hooked):
 def test_other_names_are_torchs():
     assert nn.Dropout is torch.nn.Dropout
     assert scratchcuda.nn.functional.gelu is torch.nn.functional.gelu
+
+
+def test_everything_leaves_nn_and_optim_to_the_user():
+    names = {"nn": torch.nn, "optim": torch.optim}
+    exec("from scratchcuda import *", names)
+    assert (names["nn"], names["optim"]) == (torch.nn, torch.optim)
+    assert names["Dense"] is scratchcuda.Dense
