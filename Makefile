@@ -13,6 +13,7 @@
 # make format   apply what ruff and clang-format would change;   make clean   remove what the others have made
 # make bench   time fits and steps beside torch.nn, torch.compile, JAX, scikit-learn and the documents' code, whichever
 #              are installed, in a quarter of an hour; ARGS="fits --workload mlp" for less, ARGS="--json FILE" to keep it
+# make notebooks   run the examples' notebooks, and keep their outputs
 # make bench-report   write the tables and plots of all results in benchmarks/results
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .PHONY: demo test stand-in try cuda-build install-check sanitize mutants kernel-report gpu-check lint format bench \
-  bench-report clean
+  bench-report notebooks clean
 
 demo: $(READY)
 	$(BIN)/scratchcuda compare mlp
@@ -106,6 +107,9 @@ bench: $(READY)
 
 bench-report: $(READY)
 	$(BIN)/python tools/bench_report.py
+
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info scratchcuda/_C.*

@@ -1,21 +1,27 @@
-"""The example notebooks run from top to bottom; their own assertions are the test."""
+"""The example notebooks run from top to bottom, and show what they have given when they were last run."""
 
-from pathlib import Path
+import re
 
 import pytest
 
-nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
+nbformat, notebooks = pytest.importorskip("nbformat"), pytest.importorskip("notebooks")
+
+
+def outputs(notebook):
+    """What each cell shows, without numbers, whose last digits differ from processor to processor, and pictures."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    texts = [
+        [(out.output_type, out.get("text", out.get("data", {}).get("text/plain"))) for out in cell.outputs]
+        for cell in cells
+    ]
+    return [
+        (cell.execution_count, re.sub(r"[-+.\de]+|\s+", " ", str(text)))
+        for cell, text in zip(cells, texts, strict=True)
+    ]
 
 
 @pytest.mark.backends("tensor")  # their text speaks of the plan
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(notebook):
-    nbclient.NotebookClient(nbformat.read(notebook, as_version=4), timeout=120, kernel_name="python3").execute()
-
-
-def test_there_are_notebooks_without_outputs():
-    assert len(NOTEBOOKS) == 2
-    for notebook in NOTEBOOKS:
-        cells = nbformat.read(notebook, as_version=4).cells
-        assert not any(cell.get("outputs") for cell in cells)
+@pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path):
+    """Its own assertions are the test; after an edit ``make notebooks`` keeps the new outputs."""
+    assert outputs(nbformat.read(path, as_version=4)) == outputs(notebooks.executed(path))
