@@ -39,9 +39,7 @@ stand-in: $(READY)
 WORKLOAD ?= mlp
 
 try: $(READY)
-	@test -n "$(KERNEL)" || { echo 'KERNEL is not set, expected one of dense, matmul, activations, softmax, losses, batch, sgd: make try KERNEL=dense'; exit 2; }
-	$(BIN)/python -m pytest -q tests/test_kernels.py --backend emulator -k $(KERNEL)
-	SCRATCHCUDA_BACKEND=emulator $(BIN)/scratchcuda compare $(WORKLOAD) --epochs 8
+	@$(BIN)/python tools/try_kernel.py '$(KERNEL)' --workload $(WORKLOAD) $(WORKERS) $(ARGS)
 
 CUDA_VENV     ?= .venv-cuda
 CUDA_TORCH    ?= torch==2.11.0

@@ -2,6 +2,8 @@
 
 import sys
 
+from scratchcuda._build.library import BuildError
+
 
 def main() -> None:
     """Run the command line, or say how to install it. The doctor comes without."""
@@ -15,7 +17,10 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "matplotlib", "sklearn", "jinja2"):
             raise
         sys.exit(f"The command line needs {error.name}. Install scratchcuda with its extra: pip install '.[cli]'")
-    app(prog_name="scratchcuda")
+    try:
+        app(prog_name="scratchcuda")
+    except BuildError as error:  # a compiler's words about a kernel, say
+        sys.exit(f"scratchcuda: {error}")
 
 
 if __name__ == "__main__":

@@ -48,12 +48,13 @@ _lock = threading.Lock()
 
 
 def current() -> Emulator:
-    """The emulator, built and loaded once, in the variants that ``SCRATCHCUDA_EMULATOR`` names."""
+    """The emulator, built and loaded once, in the variants that are asked for."""
     with _lock:
         return _usual()
 
 
-def _asked() -> set[str]:
+def asked() -> set[str]:
+    """The variants that ``SCRATCHCUDA_EMULATOR`` names."""
     names = os.environ.get("SCRATCHCUDA_EMULATOR", "").split(",")
     return {name.strip() for name in names if name.strip()}
 
@@ -61,7 +62,7 @@ def _asked() -> set[str]:
 @functools.cache
 def _usual() -> Emulator:
     first_seed = int(os.environ.get("SCRATCHCUDA_EMULATOR_SEED", "0"))
-    emulator = load(_asked())
+    emulator = load(asked())
     emulator.controls.emulator_seed(first_seed)
     return emulator
 
@@ -104,5 +105,5 @@ def launches() -> list[Launch]:
     return found
 
 
-if _asked() <= _build.VARIANTS.keys():  # ops before their kernels: a FlopCounterMode knows those it finds when made
-    _library.define(_build.namespace(_asked()))
+if asked() <= _build.VARIANTS.keys():  # ops before their kernels: a FlopCounterMode knows those it finds when made
+    _library.define(_build.namespace(asked()))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from scratchcuda import __version__, doctor
+from scratchcuda import __version__, _backend, doctor
 from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
 from scratchcuda.options import check_device
@@ -171,12 +171,13 @@ def show(found: Comparison, console: Console) -> None:
         soft_wrap=True,
     )
     ours, theirs = (1e3 * statistics.median(times) for times in (found.scratch_seconds, found.torch_seconds))
-    console.print(
-        f"Whole fit with validation: scratch {ours:.1f} ms ({found.path}), torch.nn {theirs:.1f} ms, "
-        f"ratio {found.ratio:.1f} (medians of {len(found.scratch_seconds)})",
-        highlight=False,
-        soft_wrap=True,
+    times = (
+        f"scratch {ours:.1f} ms ({found.path}), torch.nn {theirs:.1f} ms, "
+        f"ratio {found.ratio:.1f} (medians of {len(found.scratch_seconds)})"
     )
+    if _backend.current == "emulator":
+        times = f"scratch on the emulator ({found.path}), whose time is no speed"
+    console.print(f"Whole fit with validation: {times}", highlight=False, soft_wrap=True)
     if math.isnan(found.worst):
         verdict = "[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help."
     else:

@@ -12,12 +12,17 @@ import pytest
 import torch
 
 import scratchcuda
-from scratchcuda import _backend
+from scratchcuda import _backend, _emulator
+from scratchcuda._build import emulator
+from scratchcuda._build.library import BuildError
 
 BACKENDS = ("tensor", "emulator", "kernels")
 collect_ignore = [] if "tests.stand_in.plugin" in sys.modules else ["stand_in"]
 
 hypothesis.settings.register_profile("scratchcuda", deadline=None, max_examples=60, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile(
+    "brief", hypothesis.settings.get_profile("scratchcuda"), phases=[hypothesis.Phase.generate], report_multiple_bugs=False
+)
 hypothesis.settings.load_profile("scratchcuda")
 
 
@@ -76,6 +81,20 @@ def pytest_configure(config):
     folder = tempfile.TemporaryDirectory(prefix="inductor-")
     config.add_cleanup(folder.cleanup)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    if "emulator" in asked(config) and not config.option.collectonly:
+        try:
+            emulator.build(_emulator.asked())  # or each test would try, and fail
+        except BuildError as error:
+            what = "tests need the emulator, but for those that --backend tensor runs, and it cannot be built"
+            raise pytest.UsageError(f"{what}: {error}") from None
+
+
+def asked(config):
+    """The backends that tests are wanted on."""
+    names = [name for names in config.getoption("--backend") for name in names.split(",")]
+    if unknown := set(names).difference(BACKENDS):
+        raise pytest.UsageError(f"--backend is {unknown.pop()!r}, expected some of {', '.join(BACKENDS)}")
+    return names or BACKENDS
 
 
 def pytest_runtest_teardown(item):
@@ -84,14 +103,12 @@ def pytest_runtest_teardown(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    asked = [name for names in config.getoption("--backend") for name in names.split(",")]
-    if unknown := set(asked).difference(BACKENDS):
-        raise pytest.UsageError(f"--backend is {unknown.pop()!r}, expected some of {', '.join(BACKENDS)}")
+    wanted = asked(config)
 
     def fits(item):
         params, mark = item.callspec.params, item.get_closest_marker("backends")
         backend, backends = params["backend"], BACKENDS if mark is None else mark.args
-        if backend not in backends or (asked and backend not in asked) or is_repetition(item):
+        if backend not in backends or backend not in wanted or is_repetition(item):
             return False
         if backend == "kernels":
             # Where they cannot run, the tests of nothing else are skipped, to say why.

@@ -20,6 +20,7 @@ VARIANTS = {
 }
 _FLAGS = ["-std=c++20", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-semantic-interposition"]
 _FLAGS += ["-fno-gnu-unique"]  # two builds in one process share nothing
+_FLAGS += ["-Wfatal-errors"]  # of an error in a template, and of all that follows from it, the first
 _KERNEL_FLAGS = ["-x", "c++", "-ffp-contract=off", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 
 

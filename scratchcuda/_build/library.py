@@ -94,11 +94,10 @@ class Library(NamedTuple):
         return facts is not None and facts.get("made_of") == self.made_of()
 
     def _compile(self, folder: Path, library: Path) -> None:
-        common = headers()
-
         def compiled(call: list[str]) -> Path:
             source = Path(call[-1])
-            object_ = folder / f"{source.stem}-{digest(self.identity, _plain(call), source.read_bytes(), common)}.o"
+            made_of = digest(self.identity, _plain(call), source.read_bytes(), headers(source))
+            object_ = folder / f"{source.stem}-{made_of}.o"
             if not object_.exists():
                 os.replace(_run([*call, "-c"], object_), object_)
             return object_
@@ -153,7 +152,7 @@ def _run(call: list[str], output: Path) -> Path:
         cure = "see the compiler's own words above"
         if "unsupported GNU version" in done.stderr:
             cure = "name an older one in CXX, as in CXX=g++-14"
-        raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}", cure)
+        raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}".rstrip(), cure)
     return part
 
 
@@ -168,8 +167,18 @@ def csrc() -> Path:
     return within if within.is_dir() else PACKAGE.parent / "csrc"
 
 
-def headers() -> bytes:
-    return b"".join(path.read_bytes() for path in sorted(csrc().glob("*/*.*h")))
+def headers(source: Path | None = None) -> bytes:
+    """All headers among the sources, or those that this source includes, directly or not, by the names in its text."""
+    texts = {path.name: path.read_bytes() for path in sorted(csrc().glob("*/*.*h"))}
+    if source is None:
+        return b"".join(texts.values())
+    found, left = {}, [source.read_bytes()]
+    while left:
+        names = re.findall(rb'#\s*include\s*[<"](?:.*/)?([^>"]+)', left.pop())
+        new = {name: texts.pop(name) for name in map(bytes.decode, names) if name in texts}
+        found |= new
+        left += new.values()
+    return b"".join(found[name] for name in sorted(found))
 
 
 def cache() -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scratchcuda._build.library import BuildError
 from scratchcuda.bench.rows import Row, reached
 
 
@@ -23,7 +24,7 @@ def run(
 
     Args:
         result: the conditions; gets "rows", "left out" and "bars".
-        todo: the rows. What one raises costs that row alone: it gets an "error".
+        todo: the rows. What one raises costs that row alone: it gets an "error"; but a BuildError ends all.
         seconds: no row begins after these.
         file: gets the result after each row; None is no file.
         show: told each row.
@@ -36,6 +37,8 @@ def run(
         found: dict[str, Any] = {"part": row.part, "label": row.label}
         try:
             found |= row.measure()
+        except BuildError:  # which would end each row
+            raise
         except Exception as error:
             found |= {"error": f"{type(error).__name__}: {error}".splitlines()[0], "traceback": traceback.format_exc()}
         result["rows"].append(found)

@@ -1,0 +1,61 @@
+"""After an edit in csrc/kernels: its tests on the emulator, a line for each fault, and a training beside torch.nn.
+
+``python tools/try_kernel.py softmax`` is ``make try KERNEL=softmax``; further arguments go to pytest. Exit status 1 if a
+test fails or the trainings disagree. The tests run in the emulator's usual build alone, ``make test`` has the other.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = "tests/test_kernels.py"
+#: What the tests are named after.
+KERNELS = sorted(["matmul", *(path.stem for path in (ROOT / "csrc/kernels").glob("*.cu"))])
+#: The same mistake shows in one test after another.
+MOST_FAILURES = 16
+
+
+class Faults:
+    """Of the failures of an op in a dtype, and of those of a test that name neither, the first: what is wrong."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)  # none where the process died
+            message = (crash.message if crash else report.longreprtext).partition("\n")[0]
+            message = message.removeprefix("AssertionError: ")
+            test = report.nodeid.partition("::")[2]
+            kind = re.match(r"(\w+)\(.*\) in (\w+)", message)
+            self.found.setdefault(" ".join(kind.groups()) if kind else test.partition("[")[0], f"{message}\n    {test}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernel")
+    parser.add_argument("--workload", default="mlp", help="of scratchcuda compare")
+    arguments, options = parser.parse_known_args()
+    if arguments.kernel not in KERNELS:
+        sys.exit(f"KERNEL is {arguments.kernel!r}, expected one of {', '.join(KERNELS)}")
+    os.chdir(ROOT)
+    os.environ["SCRATCHCUDA_BACKEND"] = "emulator"
+    os.environ.setdefault("SCRATCHCUDA_EMULATOR", "")
+    briefly = ["-q", "--tb=no", "--no-summary", f"--maxfail={MOST_FAILURES}", "--hypothesis-profile=brief"]
+    faults = Faults()
+    status = pytest.main([TESTS, "--backend=emulator", "-k", arguments.kernel, *briefly, *options], plugins=[faults])
+    if status and not faults.found:  # it does not compile, say
+        return status
+    print(*faults.found.values(), sep="\n", flush=True)
+    train = [sys.executable, "-m", "scratchcuda", "compare", arguments.workload, "--epochs", "8", "--repeats", "1"]
+    return int(subprocess.run(train, check=False).returncode or bool(status))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
