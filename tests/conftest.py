@@ -21,7 +21,10 @@ collect_ignore = [] if "tests.stand_in.plugin" in sys.modules else ["stand_in"]
 
 hypothesis.settings.register_profile("scratchcuda", deadline=None, max_examples=60, derandomize="CI" in os.environ)
 hypothesis.settings.register_profile(
-    "brief", hypothesis.settings.get_profile("scratchcuda"), phases=[hypothesis.Phase.generate], report_multiple_bugs=False
+    "brief",
+    hypothesis.settings.get_profile("scratchcuda"),
+    phases=[hypothesis.Phase.generate],
+    report_multiple_bugs=False,
 )
 hypothesis.settings.load_profile("scratchcuda")
 

@@ -4,7 +4,6 @@ The formula in extended precision alone says what is right, where NaN and inf be
 differs from processor to processor.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -13,8 +12,26 @@ import torch
 #: Units in the last place by which exp, log and tanh may err: those of CUDA and of glibc, by their manuals.
 FUNCTION_UNITS = 2
 
-#: As torch.equal, of sequences too, but a failure says how many elements differ, and where.
-same = functools.partial(torch.testing.assert_close, rtol=0, atol=0)
+
+def same(found, expected, what="", **options):
+    """As torch.equal, of sequences too, but a failure says what differs, and of two tensors the first element."""
+    __tracebackhide__ = True
+
+    def words(text):
+        if isinstance(found, torch.Tensor) and found.shape == expected.shape and found.device == expected.device:
+            wrong = ~torch.isclose(found, expected.to(found.dtype), rtol=0, atol=0)
+            if wrong.any():
+                text = f"{first(wrong, found, expected)}; {wrong.sum()} of {wrong.numel()} differ"
+        return f"{what}: {text}" if what else text
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=words, **options)
+
+
+def assert_within(limit, ours, truth, what):
+    """No element is further off than its limit."""
+    __tracebackhide__ = True
+    wrong = torch.as_tensor(~(abs(wide(ours) - truth) <= limit))
+    assert not wrong.any(), f"{what} in {shown(ours.dtype)}: {first(wrong, ours, truth)}"
 
 
 def sum_type(dtype):
@@ -175,5 +192,5 @@ def shown(value):
 def first(wrong, ours, truth):
     """The first of the elements that are wrong: what it is, and what it should be."""
     where = tuple(wrong.nonzero()[0].tolist())
-    got, expected = ours[where].item(), float(np.asarray(truth)[where])
+    got, expected = float(ours[where]), float(truth[where])
     return f"element {list(where)} is {got:.9g}, expected {expected:.9g}, {abs(got - expected):.1e} off"

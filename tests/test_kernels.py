@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from oracle import assert_right, formula, narrowed, same, sum_type, wide
+from oracle import assert_right, assert_within, formula, narrowed, same, sum_type, wide
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from scratchcuda import _backend, _emulator, tensor_ops
@@ -107,7 +107,7 @@ def laid_out(values, layout):
 LAYOUTS = ["rows", "columns", "strided", "unaligned", "padded"]
 
 
-BETWEEN = "memory between the elements was written: {}".format
+BETWEEN = "memory between the elements"
 
 
 def results(function, name, args, **options):
@@ -119,7 +119,7 @@ def results(function, name, args, **options):
     function(*args[:2], w, b, *args[4:], **options)
     for after, before in ((w, same_memory(args[2])), (b, same_memory(args[3]))):
         before.copy_(after)
-        same(all_bytes(after), all_bytes(before), msg=BETWEEN)
+        same(all_bytes(after), all_bytes(before), f"{name}, {BETWEEN}")
     return w, b
 
 
@@ -270,7 +270,7 @@ def test_dense_activations_softmax_special_values(dtype):
                 check(op, [arg[element] for arg in args])
             ours, right = kernel(op, *args), narrowed(formula(op, args)[0], dtype)
             known = ~right.isnan()
-            same(ours[known].signbit(), right[known].signbit())
+            same(ours[known].signbit(), right[known].signbit(), f"{op}, signs")
     for columns in (3, 200, 1000, 9000):  # each way to take a row
         rows = torch.zeros(len(SPECIAL) + 1, columns, dtype=dtype)
         rows[:-1, 1] = z
@@ -351,7 +351,7 @@ def test_dense_softmax_bits_for_any_order_of_threads_and_blocks(dtype):
             _emulator.seed(seed)
             found.append(results(functools.partial(kernel, name), name, args))
         for other in found[1:]:
-            same(found[0], other)
+            same(found[0], other, name)
 
 
 def far(rows, columns):
@@ -393,7 +393,7 @@ def test_dense_backward_input_of_the_activation_below(activation, layout, dtype)
         delta, w = dense_args(m, n_in, n_out, dtype, layout)["dense_backward_input"]
         a = laid_out(rand(m, n_in, dtype=dtype), layout)
         expected = kernel(f"{activation}_backward", kernel("dense_backward_input", delta, w), a)
-        same(kernel("dense_backward_input", delta, w, a, activation), expected)
+        same(kernel("dense_backward_input", delta, w, a, activation), expected, f"dense_backward_input of {activation}")
 
 
 @pytest.mark.backends("emulator")
@@ -454,7 +454,7 @@ def test_losses_cross_entropy_without_some_rows(columns, ignored, dtype):
         torch.testing.assert_close(
             loss, expected, rtol=16 * torch.finfo(dtype).eps, atol=0, equal_nan=True
         )  # the order
-        same(gradient[kept], others)
+        same(gradient[kept], others, "cross_entropy's gradient")
         assert not gradient[~kept].any()
         assert loss.isnan() == (rows == 1)
         wrong = classes.clone()
@@ -492,7 +492,7 @@ def test_dense_without_bias(activation, dtype):
     """The same bits as with one of zeros."""
     x, w = rand(7, 5, dtype=dtype), rand(5, 3, dtype=dtype)
     expected = kernel("dense", x, w, torch.zeros(3, dtype=dtype), activation)
-    same(kernel("dense", x, w, None, activation), expected)
+    same(kernel("dense", x, w, None, activation), expected, f"dense with {activation}")
 
 
 @by_dtype
@@ -513,9 +513,10 @@ def test_softmax_over_any_dimension(dtype):
             a, dz = kernel("softmax", z, dim), kernel("softmax_backward", delta, kernel("softmax", z, dim), dim)
             z_last, delta_last = moved
             a_last = kernel("softmax", z_last)
-            for result, last in ((a, a_last), (dz, kernel("softmax_backward", delta_last, a_last))):
+            dz_last = kernel("softmax_backward", delta_last, a_last)
+            for name, result, last in (("softmax", a, a_last), ("softmax_backward", dz, dz_last)):
                 assert result.is_contiguous()
-                same(result, last.movedim(-1, dim) if z.dim() else last)
+                same(result, last.movedim(-1, dim) if z.dim() else last, f"{name} along {dim}")
 
 
 @pytest.mark.backends("emulator")
@@ -540,7 +541,7 @@ def test_losses_bits_for_any_order_of_threads_and_blocks():
             _emulator.seed(seed)
             found.append(kernel(name, *args))
         for other in found[1:]:
-            same(found[0], other)
+            same(found[0], other, name)
 
 
 @by_dtype
@@ -554,8 +555,8 @@ def test_losses_of_a_step(name, dtype):
             losses, step = rand(5 * stride, dtype=dtype), torch.tensor(place)
             expected = losses.clone()
             expected[::stride][place : place + 1] = loss
-            same(kernel(f"{name}_step_", *args, losses[::stride], step), gradient)
-            same(losses, expected)
+            same(kernel(f"{name}_step_", *args, losses[::stride], step), gradient, f"{name}_step_, gradient")
+            same(losses, expected, f"{name}_step_, losses")
             assert step == place + 1
 
 
@@ -571,8 +572,8 @@ def test_batch(columns, layout, dtype):
             batch = [torch.cat([data[:m].clone(), data.new_zeros(1, *data.shape[1:])])[:m] for data in (x, y)]
             kernel("take_batch_", x, y, order, torch.tensor(step), 11, *batch)
             rows = order[11 * step :][:m]
-            same(batch[0], x[rows])
-            same(batch[1], y[rows])
+            same(batch[0], x[rows], "take_batch_, x")
+            same(batch[1], y[rows], "take_batch_, y")
 
 
 def test_batch_reads_no_sample_that_is_none():
@@ -583,14 +584,14 @@ def test_batch_reads_no_sample_that_is_none():
         kernel("take_batch_", x, y, order, torch.tensor(step), 4, x_batch, y_batch)
         assert y_batch.tolist() == expected
         rows = [x[i] if i < 5 else torch.full((3,), 9.0, dtype=torch.float64) for i in expected]
-        same(x_batch, torch.stack(rows))
+        same(x_batch, torch.stack(rows), "take_batch_, x")
 
 
 def test_batch_offsets_beyond_32_bits():
     x, order = far(3, 8).copy_(rand(3, 8)), torch.tensor([2, 0])
     x_batch, y_batch = torch.empty(2, 8, dtype=x.dtype), torch.empty(2, dtype=torch.int64)
     kernel("take_batch_", x, torch.arange(3), order, torch.tensor(0), 2, x_batch, y_batch)
-    same(x_batch, x[order])
+    same(x_batch, x[order], "take_batch_, x")
 
 
 def test_losses_offsets_beyond_32_bits():
@@ -618,7 +619,7 @@ def check_sgd(params, grads, buffers, options, is_first_step):
     for tensors, copies in zip((params, buffers), memory, strict=True):
         for tensor, copy in zip(tensors, copies, strict=True):
             copy.copy_(tensor)
-            same(all_bytes(tensor), all_bytes(copy), msg=BETWEEN)
+            same(all_bytes(tensor), all_bytes(copy), f"sgd_update_, {BETWEEN}")
     for i, param in enumerate(params):
         p, g = before[0][i], before[1][i] * (-1 if maximize else 1)
         g, size = g + weight_decay * p, abs(g) + weight_decay * abs(p)
@@ -627,10 +628,11 @@ def check_sgd(params, grads, buffers, options, is_first_step):
             m = before[2][i]
             new = g if is_first_step else momentum * m + (1 - dampening) * g
             size = size + (0 if is_first_step else abs(momentum * m))
-            assert np.all(abs(wide(buffers[i]) - new) <= unit * abs(new) + 3 * sum_unit * size)
+            assert_within(unit * abs(new) + 3 * sum_unit * size, buffers[i], new, f"sgd_update_, momentum {i}")
             g, size = (g + momentum * new, 2 * size) if nesterov else (new, size)
         expected = p - 0.3 * g
-        assert np.all(abs(wide(param) - expected) <= unit * abs(expected) + 6 * sum_unit * (abs(p) + 0.3 * size))
+        limit = unit * abs(expected) + 6 * sum_unit * (abs(p) + 0.3 * size)
+        assert_within(limit, param, expected, f"sgd_update_, parameter {i}")
 
 
 @pytest.mark.parametrize("options", SGD)

@@ -1,7 +1,7 @@
 """After an edit in csrc/kernels: its tests on the emulator, a line for each fault, and a training beside torch.nn.
 
-``python tools/try_kernel.py softmax`` is ``make try KERNEL=softmax``; further arguments go to pytest. Exit status 1 if a
-test fails or the trainings disagree. The tests run in the emulator's usual build alone, ``make test`` has the other.
+``python tools/try_kernel.py softmax`` is ``make try KERNEL=softmax``; further arguments go to pytest. Exit status 1 if
+a test fails or the trainings disagree. The tests run in the emulator's usual build alone; ``make test`` has the other.
 """
 
 import argparse
@@ -31,10 +31,11 @@ class Faults:
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)  # none where the process died
             message = (crash.message if crash else report.longreprtext).partition("\n")[0]
-            message = message.removeprefix("AssertionError: ")
+            what, _, how = message.removeprefix("AssertionError: ").partition(": ")
             test = report.nodeid.partition("::")[2]
-            kind = re.match(r"(\w+)\(.*\) in (\w+)", message)
-            self.found.setdefault(" ".join(kind.groups()) if kind else test.partition("[")[0], f"{message}\n    {test}")
+            kind = re.match(r"(\w+)\(.*\) in (\w+)", what)
+            lines = f"{what}\n    {how}\n    {test}"
+            self.found.setdefault(" ".join(kind.groups()) if kind else test.partition("[")[0], lines)
 
 
 def main() -> int:
