@@ -22,7 +22,8 @@ def same(found, expected, what="", **options):
             wrong = ~torch.isclose(found, expected.to(found.dtype), rtol=0, atol=0)
             if wrong.any():
                 text = f"{first(wrong, found, expected)}; {wrong.sum()} of {wrong.numel()} differ"
-        return f"{what}: {text}" if what else text
+            text = f"{shown(found)} in {shown(found.dtype)}: {text}"
+        return f"{what} {text}".lstrip()
 
     torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=words, **options)
 
@@ -31,7 +32,7 @@ def assert_within(limit, ours, truth, what):
     """No element is further off than its limit."""
     __tracebackhide__ = True
     wrong = torch.as_tensor(~(abs(wide(ours) - truth) <= limit))
-    assert not wrong.any(), f"{what} in {shown(ours.dtype)}: {first(wrong, ours, truth)}"
+    assert not wrong.any(), f"{what} {shown(ours)} in {shown(ours.dtype)}: {first(wrong, ours, truth)}"
 
 
 def sum_type(dtype):

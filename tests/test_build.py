@@ -205,9 +205,20 @@ def test_a_library_is_built_once_and_anew_for_what_is_different(bare, monkeypatc
         tiny(bare)._replace(link=["g++", "-shared", "-s"]).built(),
     ]
     others += [tiny(bare)._replace(calls=[["g++", "-Os", "-fPIC", tiny(bare).calls[0][-1]]]).built()]
-    monkeypatch.setattr(library, "headers", lambda: b"other headers")
+    monkeypatch.setattr(library, "headers", lambda *source: b"other headers")
     assert len({first, *others, tiny(bare).built()}) == 7
     assert len(list(first.parent.glob("tiny/*.o"))) == 1  # the last one's
+
+
+def test_an_edit_of_a_header_compiles_what_includes_it():
+    """Of each kernel are known, as of the compiler, the headers that it includes."""
+    command = ["g++", "-MM", "-x", "c++", f"-I{library.csrc()}/emulator", *library.kernel_sources()]
+    rules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\\\n", "")
+    for rule in rules.splitlines():
+        source, *included = map(Path, rule.split()[1:])
+        assert all(path.read_bytes() in library.headers(source) for path in included), rule
+        matmul = (library.csrc() / "kernels/matmul.cuh").read_bytes()
+        assert (matmul in library.headers(source)) == (source.name == "dense.cu")
 
 
 def test_an_interrupted_build_goes_on(bare, monkeypatch):
@@ -276,6 +287,15 @@ def test_a_missing_compiler_is_named(name, value, message, bare, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(BuildError, match=message):
         _build.emulator.build()
+
+
+def test_the_first_error_of_a_kernel_is_shown_with_its_line(bare, monkeypatch):
+    kernel = bare / "broken.cu"
+    kernel.write_text("int first = oops;\nint second = oops;\n")
+    monkeypatch.setenv("MAX_JOBS", "1")
+    with pytest.raises(BuildError, match=r"broken.cu:1:13: error: .*oops") as caught:
+        _build.emulator.build(extra=[kernel])
+    assert "second" not in str(caught.value)
 
 
 def test_an_unsupported_compiler_is_named(bare):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 
 import scratchcuda
 from scratchcuda import Tanh
+from scratchcuda.__main__ import main
+from scratchcuda._build.library import BuildError
 from scratchcuda.cli import WorkloadName, app
 from scratchcuda.compare import WORKLOADS
 
@@ -36,6 +39,7 @@ def test_compare_prints_draws_and_writes(tmp_path):
     assert found["agrees"] is True
     assert len(found["scratch"]["train"]) == len(found["torch"]["valid"]) == found["epochs"] == 2
     assert found["ratio"] > 0
+    assert ("ratio" in result.output) == (scratchcuda._backend.current != "emulator")  # whose times are no speed
 
 
 def test_disagreement_is_exit_status_1(monkeypatch):
@@ -43,6 +47,15 @@ def test_disagreement_is_exit_status_1(monkeypatch):
     result = compare("mlp", *QUICK)
     assert result.exit_code == 1
     assert "They disagree: the largest relative difference is" in result.output
+
+
+@pytest.mark.backends("tensor")  # once: no backend has a part in it
+def test_the_words_of_a_compiler_are_shown_alone(monkeypatch):
+    error = BuildError("g++ failed:\nactivations.cuh:19:32: error: expected ';'", "see the compiler's own words above")
+    monkeypatch.setattr("scratchcuda.cli.compare", Mock(side_effect=error))
+    monkeypatch.setattr(sys, "argv", ["scratchcuda", "compare"])
+    with pytest.raises(SystemExit, match=f"^scratchcuda: {re.escape(str(error))}$"):
+        main()
 
 
 def test_divergence_is_said():

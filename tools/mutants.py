@@ -14,6 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from marks import fill
 
 from scratchcuda._build.emulator import sanitizer_environment
@@ -136,8 +137,8 @@ def fails(folder: str, build: str) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "tests/test_kernels.py", "--backend", "emulator"]
     command += BUILDS[build]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if "does not compile" in done.stdout:
-        sys.exit(f"a mutant that does not compile shows nothing:\n{done.stdout}")
+    if done.returncode == pytest.ExitCode.USAGE_ERROR:
+        sys.exit(f"a mutant that does not compile shows nothing:\n{done.stderr}")
     return done.returncode != 0
 
 

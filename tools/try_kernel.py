@@ -33,7 +33,7 @@ class Faults:
             message = (crash.message if crash else report.longreprtext).partition("\n")[0]
             what, _, how = message.removeprefix("AssertionError: ").partition(": ")
             test = report.nodeid.partition("::")[2]
-            kind = re.match(r"(\w+)\(.*\) in (\w+)", what)
+            kind = re.match(r"(\w+).* in (\w+)", what)
             lines = f"{what}\n    {how}\n    {test}"
             self.found.setdefault(" ".join(kind.groups()) if kind else test.partition("[")[0], lines)
 

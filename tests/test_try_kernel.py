@@ -1,0 +1,52 @@
+"""``make try``: what it knows, what it says of a fault, and that it begins no test without the emulator."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import test_kernels
+import torch
+import try_kernel
+from oracle import assert_right
+
+pytestmark = pytest.mark.backends("emulator")
+
+
+def test_kernels_are_known(monkeypatch):
+    tests = [name for name in vars(test_kernels) if name.startswith("test_")]
+    assert all(any(kernel in name for name in tests) for kernel in try_kernel.KERNELS)
+    monkeypatch.setattr(sys, "argv", ["try_kernel.py", "relu"])
+    with pytest.raises(SystemExit, match=r"^KERNEL is 'relu', expected one of activations, .*, softmax$"):
+        try_kernel.main()
+
+
+def test_of_each_op_and_dtype_one_fault_is_shown():
+    faults = try_kernel.Faults()
+    for dtype in (torch.float64, torch.float16):
+        for size in (3, 4):
+            delta, a = torch.ones(2, size, dtype=dtype), torch.full((2, size), 0.5, dtype=dtype)
+            wrong = 1 - a**2
+            wrong[1, 2] = 1.5
+            with pytest.raises(AssertionError) as caught:
+                assert_right("tanh_backward", (delta, a), (wrong,))
+            crash = SimpleNamespace(message=f"AssertionError: {caught.value}\nassert ...")
+            report = SimpleNamespace(failed=True, longrepr=SimpleNamespace(reprcrash=crash), nodeid=f"a.py::t[{size}]")
+            faults.pytest_runtest_logreport(report)
+    died = SimpleNamespace(failed=True, longrepr="worker 'gw0' crashed", longreprtext="worker 'gw0' crashed")
+    faults.pytest_runtest_logreport(SimpleNamespace(**vars(died), nodeid="a.py::t[3]"))
+    double, half, other = faults.found.values()
+    assert double.splitlines()[0] == "tanh_backward((2, 3), (2, 3)) in float64, result 0"
+    assert "    element [1, 2] is 1.5, expected 0.75, 7.5e-01 off; by norm" in double
+    assert " in float16" in half
+    assert "crashed" in other
+
+
+def test_without_a_compiler_there_is_one_message(tmp_path):
+    variables = os.environ | {"CXX": "no-such-compiler", "SCRATCHCUDA_CACHE": str(tmp_path)}
+    command = [sys.executable, try_kernel.__file__, "sgd"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (pytest.ExitCode.USAGE_ERROR, "")
+    assert done.stderr.count("the host compiler no-such-compiler does not run") == 1
+    assert len(done.stderr.split("\n")) < 5
