@@ -39,7 +39,7 @@ stand-in: $(READY)
 WORKLOAD ?= mlp
 
 try: $(READY)
-	@$(BIN)/python tools/try_kernel.py '$(KERNEL)' --workload $(WORKLOAD) $(WORKERS) $(ARGS)
+	@$(BIN)/python tools/try_kernel.py '$(KERNEL)' --workload $(WORKLOAD) $(ARGS)
 
 CUDA_VENV     ?= .venv-cuda
 CUDA_TORCH    ?= torch==2.11.0

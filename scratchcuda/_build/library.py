@@ -71,7 +71,7 @@ class Library(NamedTuple):
         """Build it, with a line on stderr that says so; of several processes that want it, one does.
 
         Objects are kept in the folder. Those that are there from before, of the same source and call, are used again:
-        an edit compiles one file, and a build that was interrupted goes on where it ended.
+        an edit compiles one file, or those that include it, and a build that was interrupted goes on where it ended.
         """
         import fcntl  # not on Windows, where nothing is built
 
@@ -172,7 +172,8 @@ def headers(source: Path | None = None) -> bytes:
     texts = {path.name: path.read_bytes() for path in sorted(csrc().glob("*/*.*h"))}
     if source is None:
         return b"".join(texts.values())
-    found, left = {}, [source.read_bytes()]
+    found: dict[str, bytes] = {}
+    left = [source.read_bytes()]
     while left:
         names = re.findall(rb'#\s*include\s*[<"](?:.*/)?([^>"]+)', left.pop())
         new = {name: texts.pop(name) for name in map(bytes.decode, names) if name in texts}
