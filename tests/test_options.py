@@ -1,0 +1,56 @@
+"""What commands share: their tables at every width, and the checks of their options."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+import typer
+from rich.console import Console
+
+from scratchcuda.options import check_file, check_folder
+from scratchcuda.tables import open_console, print_table
+
+pytestmark = pytest.mark.backends("tensor")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_tables_keep_their_numbers(width, capsys):
+    header = ["peer", "median", "quartiles", "times as fast", "first use", "peak MiB", "difference"]
+    rows = [["one, with [bold] words", "1.16 ms", "1.1 ms to 1.22 ms", "31.1", "4.64 ms", "0.8", "2e-16"]]
+    rows += [["torch.compile, max-autotune-no-cudagraphs", "111 ms", "109 ms to 112 ms", "a tie", "1 s", "85.3", "0"]]
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None) if width else None
+    print_table(console or open_console(), header, rows, words=["peer"], title="title", note="note")
+    lines = (console.file.getvalue() if console else capsys.readouterr().out).splitlines()
+    assert (lines[0].strip(), lines[-1].strip()) == ("title", "note")
+    assert width is None or max(map(len, lines)) <= width
+    assert {cell for row in rows for cell in row[1:] if any(cell in line for line in lines)} == {
+        *rows[0][1:],
+        *rows[1][1:],
+    }
+    assert "…" not in "".join(lines)
+    assert width or [line.split()[0] for line in lines[1:4]] == ["peer", "one,", "torch.compile,"]  # a line each
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "message"),
+    [
+        (check_file, "no/such/file.json", "no file in an existing folder"),
+        (check_file, ".", "no file in an existing folder"),
+        (check_file, f"{__file__}/file.json", "no file in an existing folder"),
+        (check_file, "/proc/file.json", "/proc is not writable"),
+        (lambda *where: check_file(*where, ["png", "svg"]), "plot.gif", "ends in .gif, expected .png or .svg"),
+        (check_folder, f"{__file__}/folder", "is a file, expected a folder"),
+        (check_folder, "/proc/no/such", "/proc is not writable"),
+    ],
+)
+def test_what_cannot_be_written_is_said(check, path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(typer.BadParameter, match=message):
+        check(Path(path), "--option")
+    for _ in range(2):
+        check_file(tmp_path / "file", "--option")
+        check_folder(tmp_path / "new/folder", "--option")
+        (tmp_path / "file").write_text("kept")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "kept")]
