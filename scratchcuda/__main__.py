@@ -7,10 +7,10 @@ from scratchcuda._build.library import BuildError
 
 def main() -> None:
     """Run the command line, or say how to install it. The doctor comes without."""
-    if sys.argv[1:2] == ["doctor"] and set(sys.argv[2:]) <= {"--json"}:
+    if sys.argv[1:] == ["doctor"] or (sys.argv[1:3] == ["doctor", "--json"] and len(sys.argv) == 4):
         from scratchcuda import doctor
 
-        sys.exit(doctor.run("--json" in sys.argv))
+        sys.exit(doctor.run(*sys.argv[3:]))
     try:
         from scratchcuda.cli import app
     except ModuleNotFoundError as error:

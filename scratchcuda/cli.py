@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +11,29 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from scratchcuda import __version__, _backend, doctor
 from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
-from scratchcuda.options import check_device
+from scratchcuda.options import (
+    Activated,
+    Batch,
+    Device,
+    Json,
+    Named,
+    Sizes,
+    Threads,
+    check_device,
+    check_file,
+    check_name,
+    measured,
+    trained,
+    workload_of,
+    write,
+    written,
+)
 from scratchcuda.profiler.command import profile_command
+from scratchcuda.tables import open_console, print_table
 
 mpl.use("agg")
 from matplotlib import pyplot as plt  # the backend is chosen first
@@ -29,21 +44,10 @@ TABLE_ROWS = 40
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-class WorkloadName(StrEnum):
-    """The names of WORKLOADS."""
-
-    slr = "slr"
-    mlp = "mlp"
-    digits = "digits"
-    diabetes = "diabetes"
-    breast_cancer = "breast-cancer"
-
-
-class Dtype(StrEnum):
-    """Dtypes in which trajectories can be compared."""
-
-    float64 = "float64"
-    float32 = "float32"
+#: Dtypes in which trajectories can be compared.
+DTYPES = ("float64", "float32")
+#: Of a picture, by its name's ending.
+PICTURES = ("png", "svg", "pdf")
 
 
 def _version(value: bool) -> None:
@@ -63,34 +67,50 @@ def _main(
 
 @app.command("compare")
 def compare_command(
-    workload: Annotated[WorkloadName, typer.Argument(help="What to train.")] = WorkloadName.mlp,
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Floating-point type.")] = Dtype.float64,
+    workload: Named = None,
+    sizes: Sizes = None,
+    activation: Activated = None,
+    batch: Batch = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the data; the workload's own if not given.")
+        int | None,
+        trained(min=1, metavar="N", help="Passes over the data; the workload's own if not given."),
     ] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate; the workload's own if not given.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples of a step; the workload's own if not given.")
+    lr: Annotated[
+        float | None,
+        trained(min=0, metavar="X", help="Learning rate; the workload's own if not given."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the data and the initial values.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each fit is timed.")] = 3,
-    plot: Annotated[Path | None, typer.Option(help="Draw both trajectories into this PNG file.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything into this JSON file.")] = None,
+    seed: Annotated[
+        int,
+        trained(min=0, max=2**32 - 1, metavar="N", help="Of the data and the initial values."),
+    ] = 0,
+    dtype: Annotated[str, trained(metavar="DTYPE", help=f"{' or '.join(DTYPES)}.")] = "float64",
+    device: Device = "cpu",
+    threads: Threads = 1,
+    repeats: Annotated[int, measured(min=1, metavar="N", help="How often each fit is timed.")] = 3,
+    brief: Annotated[bool, written("--brief", help="Two lines instead of the tables.")] = False,
+    plot: Annotated[
+        Path | None,
+        written(metavar="FILE", help=f"Draw both trajectories: .{', .'.join(PICTURES)}."),
+    ] = None,
+    json_file: Json = None,
 ) -> None:
-    """Train scratch and torch.nn from the same parameters, and show how far they are apart.
+    """Train scratchcuda and torch.nn from the same parameters, and show how far they are apart.
 
     Exit status 1 if they disagree.
+
+    \b
+    For example:
+    scratchcuda compare digits --plot digits.png
+    scratchcuda compare --sizes 64,128,10 --activation tanh --epochs 20
     """
-    for option, path in (("--plot", plot), ("--json", json_file)):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise typer.BadParameter(f"{path} is no file in an existing folder", param_hint=option)
+    check_file(plot, "--plot", PICTURES)
+    check_file(json_file, "--json")
+    check_name(dtype, DTYPES, "--dtype")
     if lr is not None and not math.isfinite(lr):
         raise typer.BadParameter(f"{lr} is not finite", param_hint="--lr")
-    check_device(device)
+    work = workload_of(workload, sizes, activation, batch, check_device(device))
     torch.set_num_threads(threads)
-    console = Console()
+    console = open_console(stderr=str(json_file) == "-")
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("data", total=2 * repeats)
@@ -102,23 +122,23 @@ def compare_command(
             bar.update(task, completed=fits, description=stage)
 
         found = compare(
-            workload.value,
+            work,
             device=device,
-            dtype=dtype.value,
+            dtype=dtype,
             epochs=epochs,
             lr=lr,
-            batch_size=batch_size,
             seed=seed,
             repeats=repeats,
             progress=progress,
         )
-    show(found, console)
+    if brief:
+        show_briefly(found, console)
+    else:
+        show(found, console)
     if plot is not None:
         draw(found, plot)
-        console.print(f"Plot: {plot}")
     if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
-        console.print(f"JSON: {json_file}")
+        write(json.dumps(found.as_dict(), indent=1), json_file)
     if not found.agrees:
         raise typer.Exit(1)
 
@@ -127,14 +147,18 @@ app.command("profile")(profile_command)
 
 
 @app.command("doctor")
-def doctor_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
+def doctor_command(json_file: Json = None) -> None:
     """Say what is here to run and build the kernels with, what serves CUDA and CPU tensors and why, and what to type.
 
     Exit status 1 if CUDA was asked for, with FORCE_CUDA=1 or SCRATCHCUDA_BACKEND=kernels, and cannot work.
+
+    \b
+    For example:
+    scratchcuda doctor
+    scratchcuda doctor --json -
     """
-    raise typer.Exit(doctor.run(as_json))
+    check_file(json_file, "--json")
+    raise typer.Exit(doctor.run(None if json_file is None else str(json_file)))
 
 
 app.command("bench")(bench_command)
@@ -149,22 +173,24 @@ def show(found: Comparison, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    losses = Table("epoch", *(f"{kind}\n{who}" for kind in ("train", "valid") for who in ("scratch", "torch.nn")))
-    losses.add_column("largest\ndifference")
-    for column in losses.columns:
-        column.justify = "right"
+    losses = {"train": "{:.4f}", "valid": "{:.4f}"} | ({"accuracy": "{:.1%}"} if found.scratch.accuracy else {})
+    header = ["epoch", *(f"{kind} {who}" for kind in losses for who in ("scratch", "torch.nn")), "largest difference"]
     step = -(-found.epochs // TABLE_ROWS)
-    rows = zip(found.scratch.train, found.torch.train, found.scratch.valid, found.torch.valid, strict=True)
-    for epoch, (values, difference) in enumerate(zip(rows, found.differences, strict=True)):
+    rows = []
+    for epoch, difference in enumerate(found.differences):
         if epoch % step == 0 or epoch == found.epochs - 1:
-            losses.add_row(str(epoch), *(f"{value:.4f}" for value in values), f"{difference:.1e}")
-    console.print(losses)
+            values = [
+                form.format(getattr(of, kind)[epoch])
+                for kind, form in losses.items()
+                for of in (found.scratch, found.torch)
+            ]
+            rows.append([str(epoch), *values, f"{difference:.1e}"])
+    print_table(console, header, rows)
     if step > 1:
         console.print(f"Every {step}. epoch is shown; --json writes all.")
-    layers = Table("MAPE of", "weights", "biases")
-    for i, layer in enumerate(found.layers):
-        layers.add_row(f"layer {i}", f"{layer['w']:.1e}", f"{layer['b']:.1e}")
-    console.print(layers)
+    rows = [[f"layer {i}", f"{layer['w']:.1e}", f"{layer['b']:.1e}"] for i, layer in enumerate(found.layers)]
+    console.print()
+    print_table(console, ["MAPE of", "weights", "biases"], rows, words=["MAPE of"])
     console.print(
         f"MAPE of predictions: {found.mape_before:.1e} before training, {found.mape_after:.1e} after",
         highlight=False,
@@ -178,16 +204,29 @@ def show(found: Comparison, console: Console) -> None:
     if _backend.current == "emulator":
         times = f"scratch on the emulator ({found.path}), whose time is no speed"
     console.print(f"Whole fit with validation: {times}", highlight=False, soft_wrap=True)
+    console.print(verdict(found), soft_wrap=True)
+
+
+def show_briefly(found: Comparison, console: Console) -> None:
+    """What was trained and what came of it, then the verdict."""
+    losses, accuracy = found.scratch.train, found.scratch.accuracy
+    text = f"{found.title}, {found.epochs} epochs in {found.dtype}: training loss {losses[0]:.4g} to {losses[-1]:.4g}"
+    text += f", accuracy {accuracy[0]:.1%} to {accuracy[-1]:.1%}" if accuracy else ""
+    console.print(f"{text}; {found.ratio:.1f} times as fast as torch.nn", highlight=False, soft_wrap=True)
+    console.print(verdict(found), soft_wrap=True)
+
+
+def verdict(found: Comparison) -> str:
     if math.isnan(found.worst):
-        verdict = "[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help."
-    else:
-        word = "[green]They agree[/green]" if found.agrees else "[red]They disagree[/red]"
-        side = "within" if found.agrees else "beyond"
-        verdict = f"{word}: the largest relative difference is {found.worst:.1e}, {side} the tolerance of "
-        verdict += f"{found.tolerance:.1e}."
-        if not found.agrees:
-            verdict += " Either one of them is wrong, or this training is unstable and amplifies rounding."
-    console.print(verdict, soft_wrap=True)
+        return "[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help."
+    word = "[green]They agree[/green]" if found.agrees else "[red]They disagree[/red]"
+    side = "within" if found.agrees else "beyond"
+    text = (
+        f"{word}: the largest relative difference is {found.worst:.1e}, {side} the tolerance of {found.tolerance:.1e}."
+    )
+    if not found.agrees:
+        text += " Either one of them is wrong, or this training is unstable and amplifies rounding."
+    return text
 
 
 def draw(found: Comparison, path: Path) -> None:
@@ -217,5 +256,5 @@ def draw(found: Comparison, path: Path) -> None:
     below.set_xlabel("epoch (equal values are drawn at a tenth of the rounding unit)")
     below.xaxis.get_major_locator().set_params(integer=True)
     below.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
-    figure.savefig(path, dpi=120, format="png")
+    figure.savefig(path, dpi=120)
     plt.close(figure)

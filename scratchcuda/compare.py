@@ -5,7 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -181,20 +181,34 @@ WORKLOADS = {
     ),
 }
 
+#: Bound by their products, see :func:`workloads`.
+LARGE = ("mlp-1024", "mlp-4096")
+
+
+def workloads(device: torch.device) -> dict[str, Workload]:
+    """All that a command trains by name: :data:`WORKLOADS`, and two networks bound by their products.
+
+    On a CPU these have few steps of small batches. Their learning rates, found by trial, move the loss by some per cent
+    in so few steps, and lie below those at which it oscillates.
+    """
+    shapes = [(512, 16, 4)] * 2 if device.type == "cuda" else [(64, 4, 2), (32, 2, 2)]
+    first, second = network((1024, 2048, 2048, 10), "relu", *shapes[0]), network((4096,) * 4, "relu", *shapes[1])
+    return WORKLOADS | dict(zip(LARGE, (replace(first, lr=0.2), replace(second, lr=10.0)), strict=True))
+
 
 @dataclass
 class Trajectory:
-    """Training and validation loss by epoch."""
+    """Training and validation loss by epoch, and of a classifier the accuracy on the validation data."""
 
     train: list[float]
     valid: list[float]
+    accuracy: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Comparison:
     """What :func:`compare` found. Differences are relative; times are seconds of whole fits, with validation."""
 
-    workload: str
     title: str
     device: str
     dtype: str
@@ -282,6 +296,7 @@ class Pair:
             self.net = nn.Sequential(*workload.modules()).to(device, dtype)
         self.start = [p.detach().clone() for p in self.net.parameters()]
         self.loss_f = workload.loss()
+        self.classifies = workload.loss is nn.CrossEntropyLoss
         arrays = (torch.as_tensor(array, device=device) for array in workload.data(seed))
         tensors = [array.to(dtype) if array.is_floating_point() else array for array in arrays]
         self.x, self.y, self.x_valid, self.y_valid = tensors
@@ -289,8 +304,7 @@ class Pair:
         if len(self.start) == 2 and self.start[0].numel() == 1:  # one weight and one bias
             self.scratch = SimpleLinearRegression(device, dtype)
         else:
-            loss = CrossEntropy() if workload.loss is nn.CrossEntropyLoss else MSE()
-            self.scratch = Model.from_torch(self.net, loss)
+            self.scratch = Model.from_torch(self.net, CrossEntropy() if self.classifies else MSE())
         self.reset()
 
     def reset(self) -> None:
@@ -313,6 +327,20 @@ class Pair:
         x, y, *valid = data
         return self.scratch.fit(x, y, epochs, lr, batch_size, *valid, verbose=False)
 
+    def accuracies(self, epochs: int, lr: float, batch_size: int) -> tuple[list[float], list[float]]:
+        """Of torch.nn's classifier and ours on the validation data, after each epoch of a fit from the start."""
+        theirs: list[float] = []
+        ours: list[float] = []
+        self.reset()
+        for _ in range(epochs):
+            self.fit_torch(1, lr, batch_size, validate=False)
+            self.fit_scratch(1, lr, batch_size, validate=False)
+            for predict, found in ((self.net, theirs), (self.scratch.predict, ours)):
+                with torch.no_grad():
+                    right = predict(self.x_valid).argmax(1) == self.y_valid
+                found.append(right.double().mean().item())
+        return theirs, ours
+
     def prediction_mape(self) -> float:
         with torch.no_grad():
             theirs = self.net(self.x_valid)
@@ -331,7 +359,7 @@ class Pair:
 
 
 def compare(
-    workload: str,
+    work: Workload,
     *,
     device: str = "cpu",
     dtype: str = "float64",
@@ -342,10 +370,10 @@ def compare(
     repeats: int = 3,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Comparison:
-    """Train one of :data:`WORKLOADS` with both, in turns, from the same parameters.
+    """Train a workload with both, in turns, from the same parameters.
 
     Args:
-        workload: its name.
+        work: what to train, one of :func:`workloads` or a :func:`network`.
         device: a torch device.
         dtype: "float64" or "float32".
         epochs, lr, batch_size: the workload's own if None.
@@ -353,7 +381,6 @@ def compare(
         repeats: how often each fit is timed, after one warm-up each on few epochs.
         progress: told before each fit, ``2 * repeats`` times, what comes.
     """
-    work = WORKLOADS[workload]
     epochs = work.epochs if epochs is None else epochs
     lr = work.lr if lr is None else lr
     batch_size = work.batch_size if batch_size is None else batch_size
@@ -373,8 +400,8 @@ def compare(
             results.append(fit(epochs, lr, batch_size))
             times.append(time.perf_counter() - start)
     theirs, ours = results
+    of_torch, of_scratch = pair.accuracies(epochs, lr, batch_size) if pair.classifies else ([], [])
     return Comparison(
-        workload=workload,
         title=work.title,
         device=device_name(torch.device(device)),
         dtype=dtype,
@@ -385,8 +412,8 @@ def compare(
         threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), "torch": torch.__version__},
         path=ours.path,
-        scratch=Trajectory(ours.loss, ours.valid_loss),
-        torch=theirs,
+        scratch=Trajectory(ours.loss, ours.valid_loss, of_scratch),
+        torch=replace(theirs, accuracy=of_torch),
         mape_before=before,
         mape_after=pair.prediction_mape(),
         layers=pair.layer_mapes(),

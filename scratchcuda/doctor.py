@@ -35,10 +35,18 @@ SETTINGS = (
 TENSOR = "torch's tensor operations"
 
 
-def run(as_json: bool) -> int:
-    """Print what is found. The exit status is 1 if CUDA was asked for and cannot work."""
+def run(file: str | None = None) -> int:
+    """Print what is found, or write it into a JSON file, - for the output. The exit status is 1 if CUDA was asked for
+    and cannot work, 2 if the file cannot be written."""
     found = examine()
-    print(json.dumps(found, indent=2) if as_json else text(found))
+    if file is None or file == "-":
+        print(json.dumps(found, indent=2) if file else text(found))
+    else:
+        try:
+            Path(file).write_text(json.dumps(found, indent=2) + "\n")
+        except OSError as error:
+            print(f"--json is {file!r}, expected a file that can be written ({error.strerror})", file=sys.stderr)
+            return 2
     return int(found["asked_for_cuda"] and not found["cuda_works"])
 
 
@@ -57,6 +65,7 @@ def examine() -> dict[str, Any]:
         "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "folder": str(Path(torch.__file__).parent)},
         "driver": driver(),
         "cards": cards(),
+        "pci_cards": pci_cards(),
         "toolkits": [
             {"source": kit.source, "nvcc": str(kit.nvcc), "version": kit.version, "fault": kit.fault}
             for kit in toolchain.toolkits(torch.version.cuda)
@@ -66,12 +75,13 @@ def examine() -> dict[str, Any]:
         "cache": str(cache()),
         "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
     }
-    no_card = card_problem(found, problem)
-    works, kernels = kernel_state(problem)
     current = _backend.current
+    no_card = card_problem(found, problem)
+    wanted = found["driver"] or found["pci_cards"] or current == "kernels"
+    works, kernels = kernel_state(problem if wanted else lambda cause, cure: cause)
     serves, why = "nothing" if current in ("kernels", "emulator") else TENSOR, f"the backend in use is {current!r}"
     if no_card:
-        serves, why = "nothing", f"there can be none: {no_card}"
+        serves, why = "nothing", no_card
     elif current in ("auto", "kernels"):
         old = [error for i in range(len(found["cards"])) if (error := _backend.too_old(torch.device("cuda", i)))]
         if len(old) == len(found["cards"]):
@@ -118,6 +128,16 @@ def cards() -> list[dict[str, Any]]:
     return found
 
 
+def pci_cards() -> list[str]:
+    """Where the PCI bus has graphics cards of NVIDIA's, with or without a driver."""
+    found = []
+    for device in sorted(Path("/sys/bus/pci/devices").glob("*")):
+        vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            found.append(device.name)
+    return found
+
+
 def card_problem(found: dict[str, Any], problem: Any) -> str:
     """Why there can be no CUDA tensors here; nothing if there can."""
     if found["torch"]["cuda"] is None:
@@ -125,8 +145,12 @@ def card_problem(found: dict[str, Any], problem: Any) -> str:
         wanted = found["driver"] or _backend.current == "kernels"
         return problem(cause, "pip install --force-reinstall torch") if wanted else cause
     if found["driver"] is None:
-        cure = "sudo apt install nvidia-driver (on Ubuntu: sudo ubuntu-drivers install; in a container: --gpus all)"
-        return problem("there is no NVIDIA driver", cure)
+        if found["pci_cards"]:
+            cure = "sudo apt install nvidia-driver (on Ubuntu: sudo ubuntu-drivers install; in a container: --gpus all)"
+            return problem("there is an NVIDIA card, but no driver", cure)
+        cause = "there is no NVIDIA card, and no driver"
+        cure = "unset FORCE_CUDA SCRATCHCUDA_BACKEND (in a container on a machine with a card: --gpus all)"
+        return problem(cause, cure) if _backend.current == "kernels" else cause
     supported, needed = found["driver"]["cuda"], found["torch"]["cuda"]
     if int(supported.split(".")[0]) < int(needed.split(".")[0]):
         cause = f"the driver supports CUDA {supported}, torch is built for {needed}"
@@ -205,6 +229,8 @@ def text(found: dict[str, Any]) -> str:
         ("driver", f"{told['version'] or ''} up to CUDA {told['cuda']}".strip() if told else "none"),
     ]
     lines += [("card", f"{card['name']}, compute capability {card['compute_capability']}") for card in found["cards"]]
+    if not found["cards"]:
+        lines.append(("card", f"PCI {', '.join(found['pci_cards'])}" if found["pci_cards"] else "none"))
     for kit in found["toolkits"]:
         fault = f"; not used: {kit['fault']}" if kit["fault"] else ""
         lines.append(("toolkit", f"CUDA {kit['version'] or '?'}, {kit['nvcc']} ({kit['source']}){fault}"))
@@ -216,7 +242,8 @@ def text(found: dict[str, Any]) -> str:
         lines.append(("build", f"{built['library']} ({of}){fault}"))
     lines.append(("cache", found["cache"]))
     lines += [("setting", f"{name}={value}") for name, value in found["settings"].items()]
-    lines.append(("kernels", found["kernels"]))
+    if found["kernels"] != found["cuda_tensors"]["why"]:
+        lines.append(("kernels", found["kernels"]))
     for kind in ("CPU", "CUDA"):
         tensors = found[f"{kind.lower()}_tensors"]
         lines.append((f"{kind} tensors", f"served by {tensors['served_by']}: {tensors['why']}"))

@@ -1,21 +1,67 @@
 """Checks of options that several commands share; each raises typer.BadParameter."""
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
 
-from scratchcuda.compare import Workload, network
+from scratchcuda.compare import ACTIVATIONS, LARGE, WORKLOADS, Workload, network, workloads
+
+#: Options, by the panel of the help that they stand in.
+trained = partial(typer.Option, rich_help_panel="What is trained")
+measured = partial(typer.Option, rich_help_panel="How it is measured")
+written = partial(typer.Option, rich_help_panel="What is written")
+
+Named = Annotated[
+    str | None,
+    typer.Argument(metavar="WORKLOAD", help=f"Of {', '.join((*WORKLOADS, *LARGE))}; mlp, if --sizes is not given."),
+]
+Sizes = Annotated[
+    str | None,
+    trained(metavar="N,N,...", help="A perceptron of its own, as 64,128,10: input, layers, output."),
+]
+Activated = Annotated[
+    str | None,
+    trained(metavar="NAME", help=f"Of --sizes: {', '.join(ACTIVATIONS)}; relu, if not given."),
+]
+Batch = Annotated[
+    int | None,
+    trained(min=1, metavar="N", help="Samples of a step; the workload's own, or 64, if not given."),
+]
+Device = Annotated[str, measured(metavar="DEVICE", help="cpu or cuda; cuda:1 is the second card.")]
+Threads = Annotated[int, measured(min=1, max=1024, metavar="N", help="CPU threads of torch.")]
+Json = Annotated[
+    Path | None,
+    written("--json", metavar="FILE", help="Write everything into this JSON file; - is the output."),
+]
 
 
-def check_device(device: str) -> None:
-    """``--device``: one that torch can use."""
+def check_name(name: str, known: Collection[str], option: str) -> str:
+    if name not in known:
+        raise typer.BadParameter(f"there is no {name!r}, expected one of {', '.join(known)}", param_hint=option)
+    return name
+
+
+def check_names(texts: Iterable[str] | None, known: Collection[str], option: str) -> list[str]:
+    """Of an option that may be repeated, or hold several names with commas."""
+    return [check_name(name, known, option) for text in texts or () for name in text.split(",")]
+
+
+def check_device(device: str) -> torch.device:
+    """``--device``: a CPU, or a card that torch can use."""
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"there is no {device!r}, expected cpu or cuda", param_hint="--device")
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from None
+        text = f"{device} cannot be used ({str(error).splitlines()[0]}): scratchcuda doctor tells what is here"
+        raise typer.BadParameter(text, param_hint="--device") from None
+    return torch.device(device)
 
 
 def check_file(path: Path | None, option: str, endings: Collection[str] = ()) -> None:
@@ -57,9 +103,39 @@ def _try_to_write(path: Path, option: str) -> None:
         raise typer.BadParameter(text, param_hint=option) from None
 
 
-def network_of(sizes: str, activation: str, batch_size: int, *, batches: int = 4, epochs: int = 1) -> Workload:
-    """``--sizes`` as 1024,4096,10, with ``--activation`` and ``--batch``: the network of :func:`compare.network`."""
+def write(text: str, path: Path) -> None:
+    """Into a file that :func:`check_file` has let through."""
+    if str(path) == "-":
+        typer.echo(text)
+    else:
+        path.write_text(text + "\n")
+
+
+def workload_of(
+    name: str | None,
+    sizes: str | None,
+    activation: str | None,
+    batch: int | None,
+    device: torch.device,
+    *,
+    batches: int = 4,
+    epochs: int = 4,
+) -> Workload:
+    """What WORKLOAD, ``--sizes``, ``--activation`` and ``--batch`` ask for.
+
+    Args:
+        batches, epochs: of the network of ``--sizes``, on its synthetic data.
+    """
+    if sizes is None:
+        if activation is not None:
+            raise typer.BadParameter("it belongs to --sizes, which is not given", param_hint="--activation")
+        work = workloads(device)[check_name(name or "mlp", workloads(device), "WORKLOAD")]
+        return replace(work, batch_size=batch or work.batch_size)
+    if name is not None:
+        raise typer.BadParameter(f"{sizes} beside {name}, expected one of them", param_hint="--sizes")
+    check_name(activation or "relu", ACTIVATIONS, "--activation")
     try:
-        return network([int(size) for size in sizes.split(",")], activation, batch_size, batches, epochs)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--sizes") from None
+        return network([int(size) for size in sizes.split(",")], activation or "relu", batch or 64, batches, epochs)
+    except ValueError:
+        text = f"{sizes!r}, expected two or more positive integers with commas, as 64,128,10"
+        raise typer.BadParameter(text, param_hint="--sizes") from None

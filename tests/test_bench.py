@@ -40,7 +40,7 @@ def measure(work=TINY, dtype="float64", peers=(TORCH, SCRATCH), **options):
 def test_dry_run(tmp_path, usual_path):
     file = tmp_path / "bench.json"
     command = [sys.executable, "-m", "scratchcuda", "bench", "--dry", "--json", file]
-    peers = [f"--peers={peer}" for peer in (SCRATCH, GRAPH, "scratchcuda.nn, converted")]
+    peers = ["--peers", "scratchcuda,torch.nn-cuda-graph", "--peers", "scratchcuda.nn-converted"]
     found = subprocess.run([*command, *peers], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "A DRY RUN" in found.stdout

@@ -17,8 +17,7 @@ import scratchcuda
 from scratchcuda import Tanh
 from scratchcuda.__main__ import main
 from scratchcuda._build.library import BuildError
-from scratchcuda.cli import WorkloadName, app
-from scratchcuda.compare import WORKLOADS
+from scratchcuda.cli import app
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--epochs", "2", "--repeats", "1"]
@@ -81,10 +80,6 @@ def test_bad_options_are_exit_status_2(arguments, message):
     result = compare(*arguments)
     assert result.exit_code == 2
     assert message in result.output
-
-
-def test_workload_names():
-    assert {name.value for name in WorkloadName} == set(WORKLOADS)
 
 
 @pytest.mark.backends("tensor")  # once: no backend has a part in it

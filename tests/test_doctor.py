@@ -27,7 +27,9 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(extension, "installed", lambda: tmp_path / "_C.so")
     monkeypatch.setattr(_backend, "load", lambda path: "")
 
-    def change(backend="auto", cuda="13.0", driver="13.0", cards=((9, 0),), lacks=None, built="", hidden=False):
+    def change(
+        backend="auto", cuda="13.0", driver="13.0", cards=((9, 0),), lacks=None, built="", hidden=False, pci=True
+    ):
         def make():
             if lacks:
                 raise BuildError(lacks, "type this")
@@ -51,6 +53,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(toolchain, "torch", lambda: toolchain.Torch(tmp_path, "2.11.0", cuda))
         monkeypatch.setattr(doctor, "driver", lambda: driver and {"version": "580.95", "cuda": driver})
+        monkeypatch.setattr(doctor, "pci_cards", lambda: ["0000:01:00.0"] * pci)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[getattr(i, "index", i)])
         monkeypatch.setattr(torch.cuda, "init", lambda: None)
@@ -75,7 +78,15 @@ def machine(monkeypatch, tmp_path):
             "is built without CUDA",
             "pip install --force-reinstall torch",
         ),
-        ({"driver": None}, "nothing", "there is no NVIDIA driver", "sudo apt install nvidia-driver"),
+        ({"driver": None}, "nothing", "there is an NVIDIA card, but no driver", "sudo apt install nvidia-driver"),
+        ({"driver": None, "pci": False}, "nothing", "there is no NVIDIA card, and no driver", None),
+        ({"driver": None, "pci": False, "lacks": "there is no nvcc"}, "nothing", "there is no NVIDIA card", None),
+        (
+            {"driver": None, "pci": False, "backend": "kernels"},
+            "nothing",
+            "there is no NVIDIA card",
+            "unset FORCE_CUDA SCRATCHCUDA_BACKEND",
+        ),
         (
             {"driver": "12.8"},
             "nothing",
@@ -96,16 +107,16 @@ def machine(monkeypatch, tmp_path):
 def test_what_serves_cuda_tensors_and_what_to_type(changes, served_by, why, cure, machine, capsys):
     machine(**changes)
     asked = changes.get("backend") == "kernels"
-    assert doctor.run(as_json=True) == int(asked and served_by != KERNELS)
+    assert doctor.run("-") == int(asked and served_by != KERNELS)
     found = json.loads(capsys.readouterr().out)
     assert found["cuda_tensors"]["served_by"] == served_by
     assert why in found["cuda_tensors"]["why"]
     assert found["cpu_tensors"]["served_by"] == ("the emulator" if changes.get("backend") == "emulator" else TENSOR)
     assert [problem["cure"].startswith(cure) for problem in found["problems"]] == [True] * bool(cure)
-    assert doctor.run(as_json=False) == int(asked and served_by != KERNELS)
+    assert doctor.run() == int(asked and served_by != KERNELS)
     shown = capsys.readouterr().out
     assert all(text in shown for problem in found["problems"] for text in problem.values())
-    assert f"CUDA tensors  served by {served_by}: " in shown
+    assert f"CUDA tensors  served by {served_by}: {found['cuda_tensors']['why']}" in shown
 
 
 @pytest.mark.parametrize(
@@ -125,13 +136,13 @@ def test_settings_that_cannot_do_are_problems(name, value, cause, machine, monke
 
 def test_builds_are_told_with_their_fault(machine, capsys):
     machine(built="12.8")
-    doctor.run(as_json=False)
+    doctor.run()
     told = "kernels-0.so (sm_90, CUDA 12.8, torch 2.11.0); not used: it was built for CUDA 12.8, torch has 13.0"
     assert told in capsys.readouterr().out
 
 
 def test_it_needs_no_extra_and_builds_nothing(tmp_path):
-    code = "import sys; sys.modules |= {'typer': None, 'matplotlib': None}; sys.argv[1:] = ['doctor', '--json']\n"
+    code = "import sys; sys.modules |= {'typer': None, 'matplotlib': None}; sys.argv[1:] = ['doctor', '--json', '-']\n"
     code += "from scratchcuda import __main__; __main__.main()"
     cache = str(tmp_path / "cache")
     done = subprocess.run(

@@ -67,7 +67,7 @@ def test_manual_steps_as_in_the_documents():
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_workload_agrees(workload, dtype, usual_path):
-    found = compare(workload, device=torch.get_default_device().type, dtype=dtype, epochs=3, repeats=1)
+    found = compare(WORKLOADS[workload], device=torch.get_default_device().type, dtype=dtype, epochs=3, repeats=1)
     assert found.path == usual_path
     assert found.agrees, found.worst
     assert found.scratch.train[-1] != found.scratch.train[0]

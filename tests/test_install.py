@@ -87,7 +87,7 @@ class Environment:
         return self.pip("install", "-v", "--no-deps", *arguments, **options)
 
     def doctor(self, status=0, **variables):
-        return json.loads(self.run("-m", "scratchcuda", "doctor", "--json", status=status, **variables))
+        return json.loads(self.run("-m", "scratchcuda", "doctor", "--json", "-", status=status, **variables))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,9 @@ def test_no_toolkit(bare, source):
     cure = f"there is no CUDA toolkit; {NO_TOOLKIT_CURE}"
     assert f"without its CUDA kernels: {cure}" in bare.install("--no-build-isolation", source)
     assert bare.run("-c", FIRST_USE) == f"{cure}\n"
-    assert {"cause": "there is no CUDA toolkit", "cure": NO_TOOLKIT_CURE} in bare.doctor()["problems"]
+    assert {"cause": "there is no CUDA toolkit", "cure": NO_TOOLKIT_CURE} in bare.doctor(status=1, FORCE_CUDA="1")[
+        "problems"
+    ]
     assert f"FORCE_CUDA is set, but {cure}" in bare.install("--no-build-isolation", source, status=1, FORCE_CUDA="1")
 
 

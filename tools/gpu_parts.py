@@ -32,8 +32,8 @@ ROW_SECONDS = 15
 ROWS = ["mlp float64 fit", "slr float64 fit", "4096x4096x4096 float", "dense none 4096x4096x4096", "134217728 float32"]
 ROWS += ["1024x32768 float32", "softmax 65536x10", "softmax_backward 65536x10", "cross_entropy classes 65536x10"]
 #: Of the second: all but torch.compile.
-PEERS = ["scratchcuda", "torch.nn, CUDA Graph", "JAX, jit of the fit", "scratchcuda, overlapping launches"]
-PEERS += ["torch.nn, fused SGD", "torch.nn, foreach SGD", "scratchcuda.nn, converted", "JAX, jit of the step"]
+PEERS = ["scratchcuda", "torch.nn-cuda-graph", "jax-jit-of-the-fit", "scratchcuda-overlapping-launches"]
+PEERS += ["torch.nn-fused-sgd", "torch.nn-foreach-sgd", "scratchcuda.nn-converted", "jax-jit-of-the-step"]
 #: Sections of Nsight Compute, and what the table shows of them.
 SECTIONS = ["SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy"]
 SECTIONS += ["WarpStateStats"]
@@ -164,14 +164,10 @@ def suite(check: "Check") -> Found:
     return check.pytest("tests", *apart, workers=0 if check.dry else 12, most=100)
 
 
-def each(option: str, values: list[str]) -> list[str]:
-    return [f"--{option}={value}" for value in values]
-
-
-_FIRST = ["fits", "ops", *each("workload", ["mlp", "slr"]), *each("row", ROWS), *each("peers", PEERS[:2])]
-_PEERS = ["fits", "steps", "--rounds=7", *each("peers", PEERS)]
-_COMPILED = ["fits", "--row=mlp float64 fit", *each("peers", ["scratchcuda", "torch.compile, reduce-overhead"])]
-_COMPILED += ["--rounds=7", "--peers=torch.compile"]
+_FIRST = ["fits", "ops", "--workload=mlp,slr", *(f"--row={row}" for row in ROWS), f"--peers={','.join(PEERS[:2])}"]
+_PEERS = ["fits", "steps", "--rounds=7", f"--peers={','.join(PEERS)}"]
+_COMPILED = ["fits", "--row=mlp float64 fit", "--peers=scratchcuda,torch.compile-reduce-overhead,torch.compile"]
+_COMPILED += ["--rounds=7"]
 
 #: By run, in their order: parts of a group run side by side, and each group has the GPU for itself.
 _BUILDS: dict[str, Callable[["Check"], Found]] = {"build": build, "emulator": emulator}

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from scratchcuda.profiler.clocks import quartiles
 from scratchcuda.profiler.turns import fastest, ratio, take_turns
 
 PEERS: dict[str, Peer] = {TORCH: OF_TORCH[TORCH], SCRATCH: OURS[SCRATCH], **OF_TORCH, **OURS, **OTHERS}
+#: Their names as --peers takes them, without spaces and commas.
+KEYS = {re.sub(r"[^a-z.]+", "-", name.lower()): name for name in PEERS}
 
 #: Seconds after which no further round of a row begins, if so many are done.
 ROW_SECONDS, LEAST_ROUNDS = 10.0, 5

@@ -9,7 +9,7 @@ import torch
 
 from scratchcuda.bench import drop_in, fits, operations
 from scratchcuda.bench.peers import COMPILED, GRAPH, SCRATCH, TORCH
-from scratchcuda.compare import WORKLOADS, Workload, network
+from scratchcuda.compare import LARGE, WORKLOADS, Workload, network
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock
 from scratchcuda.profiler.turns import ratio
@@ -27,8 +27,8 @@ DTYPES = {
     "mlp-4096": ("float32", "bfloat16"),
 }
 
-#: Bound by their products, see :func:`workloads`; validation is one more forward there, and not measured.
-LARGE = ("mlp-1024", "mlp-4096")
+#: Instead of :data:`LARGE`, in a dry run.
+TINY = dict(zip(LARGE, (network((6, 5, 4)), network((5, 5, 5))), strict=True))
 
 #: Not beside the largest network, where they take several times as long as all others.
 SLOW = ("scikit-learn", "documents' code")
@@ -92,19 +92,6 @@ class Options:
         return fits.measure(work, dtype, self.clock.device, chosen, rounds=self.rounds_of(part), **how)
 
 
-def workloads(device: torch.device, dry: bool = False) -> dict[str, Workload]:
-    """All by name: those of :mod:`scratchcuda.compare`, and two networks bound by their products.
-
-    On a CPU these have few steps of small batches. Their learning rates, found by trial, move the loss by some per cent
-    in so few steps, and lie below those at which it oscillates. Of a dry run they are tiny.
-    """
-    if dry:
-        return WORKLOADS | dict(zip(LARGE, (network((6, 5, 4)), network((5, 5, 5))), strict=True))
-    shapes = [(512, 16, 4)] * 2 if device.type == "cuda" else [(64, 4, 2), (32, 2, 2)]
-    first, second = network((1024, 2048, 2048, 10), "relu", *shapes[0]), network((4096,) * 4, "relu", *shapes[1])
-    return WORKLOADS | dict(zip(LARGE, (replace(first, lr=0.2), replace(second, lr=10.0)), strict=True))
-
-
 def rows(options: Options, parts: Sequence[str]) -> list[Row]:
     """Of these parts; first those with bars."""
     makers = {"fits": _fits, "steps": _steps, "ops": _ops, "drop-in": _drop_in, "scaling": _scaling}
@@ -115,7 +102,7 @@ def _fits(options: Options) -> Iterator[Row]:
     """Whole fits, without and with validation."""
     for name, work in options.workloads.items():
         for dtype in options.dtypes or DTYPES.get(name, ("float64",)):
-            for validate in (False, True) if name not in LARGE else (False,):
+            for validate in (False, True) if name not in LARGE else (False,):  # there it is one more forward
                 modes = [DEFAULT_MODE] if validate else list(COMPILED)
                 modes = modes if (name, dtype) in COMPILED_ROWS else []
                 bars = {f"times as fast as {TORCH}": 10.0, f"times as fast as {GRAPH}": 1.0}

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from scratchcuda.profiler.tables import engineering
 from scratchcuda.profiler.turns import is_tie
+from scratchcuda.tables import print_table
 
 
 def show(row: Mapping[str, Any], console: Console) -> None:
@@ -17,7 +17,7 @@ def show(row: Mapping[str, Any], console: Console) -> None:
     elif row["part"] == "ops":
         console.print(_line(row), highlight=False, soft_wrap=True)
     else:
-        console.print(_table(row), highlight=False)
+        _show_peers(row, console)
     for peer, note in row.get("notes", {}).items():
         console.print(f"  {peer}: {note}", highlight=False, soft_wrap=True)
 
@@ -40,17 +40,11 @@ def duration(seconds: float) -> str:
     return engineering(seconds, "s")
 
 
-def _table(row: Mapping[str, Any]) -> Table:
+def _show_peers(row: Mapping[str, Any], console: Console) -> None:
     spread = row["spread"]
-    table = Table("peer", "median", "quartiles", "faster", "from", "to", "difference", title=row["label"], box=None)
-    table.title_justify = "left"
+    header = ["peer", "median", "quartiles", "faster", "from", "to", "difference"]
     uses_memory = any("first use" in peer for peer in row["peers"].values())
-    for name in ("first use", "peak MiB", "cores") if uses_memory else ():
-        table.add_column(name)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for column in table.columns:
-        column.no_wrap = True
+    lines = []
     for name, peer in row["peers"].items():
         low, median, high = (duration(value) for value in peer["seconds"])
         ends = [times(peer["ratio"][spread][i]) for i in (0, 2)] if peer["agrees"] else ["", ""]
@@ -63,8 +57,9 @@ def _table(row: Mapping[str, Any]) -> Table:
                 "" if peak is None else f"{peak / 2**20:.1f}",
                 f"{peer['cores']:.1f}",
             ]
-        table.add_row(*cells)
-    return table
+        lines.append(cells)
+    header += ["first use", "peak MiB", "cores"] * uses_memory
+    print_table(console, header, lines, words=["peer"], title=row["label"])
 
 
 def _line(row: Mapping[str, Any]) -> str:
