@@ -6,7 +6,6 @@ import statistics
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib as mpl
 import torch
 import typer
 from rich.console import Console
@@ -34,9 +33,6 @@ from scratchcuda.options import (
 )
 from scratchcuda.profiler.command import profile_command
 from scratchcuda.tables import open_console, print_table
-
-mpl.use("agg")
-from matplotlib import pyplot as plt  # the backend is chosen first
 
 #: Longer trajectories are printed with some of their epochs; the JSON file has them all.
 TABLE_ROWS = 40
@@ -231,7 +227,10 @@ def verdict(found: Comparison) -> str:
 
 def draw(found: Comparison, path: Path) -> None:
     """Both trajectories above, their relative difference below."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2), layout="constrained")
+    from matplotlib.figure import Figure  # takes as long to import as a fit
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     epochs = range(found.epochs)
     for kind, shade, marker in (("train", "tab:blue", "o"), ("valid", "tab:orange", "s")):
         name = {"train": "training", "valid": "validation"}[kind]
@@ -257,4 +256,3 @@ def draw(found: Comparison, path: Path) -> None:
     below.xaxis.get_major_locator().set_params(integer=True)
     below.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -32,7 +32,7 @@ from scratchcuda.options import (
     write,
     written,
 )
-from scratchcuda.profiler import kernels, profile, report
+from scratchcuda.profiler import kernels, profile
 from scratchcuda.profiler.record import Ranges
 from scratchcuda.profiler.subjects import FitSubject
 from scratchcuda.tables import open_console
@@ -113,6 +113,8 @@ def profile_command(
             samples=samples,
             progress=lambda done, total: bar.update(task, completed=done, total=total, description="ops"),
         )
+    from scratchcuda.profiler import report  # with what it imports, no command has to wait for it to begin
+
     to_output = str(json_file) == "-"
     report.show(found, open_console(stderr=to_output))
     if out is not None:

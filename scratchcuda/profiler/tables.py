@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from matplotlib.ticker import EngFormatter
-
 from scratchcuda.profiler.profile import Profile
 from scratchcuda.profiler.race import Step
 from scratchcuda.profiler.turns import is_tie
@@ -26,6 +24,8 @@ def tables(profile: Profile) -> list[Text]:
 
 def engineering(value: float, unit: str) -> str:
     """Three digits and a prefix: 1.53 GB."""
+    from matplotlib.ticker import EngFormatter  # no command has to wait for it to begin
+
     return EngFormatter(unit)(float(f"{value:.3g}"))
 
 
