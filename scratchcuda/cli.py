@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,11 @@ from scratchcuda import __version__, _backend, doctor
 from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
 from scratchcuda.options import (
+    NAMES,
     Activated,
     Batch,
     Device,
     Json,
-    Named,
     Sizes,
     Threads,
     check_device,
@@ -63,7 +64,13 @@ def _main(
 
 @app.command("compare")
 def compare_command(
-    workload: Named = None,
+    workloads: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WORKLOAD",
+            help=f"Of {', '.join(NAMES)}; mlp, if --sizes is not given. Further ones are checked, in two lines each.",
+        ),
+    ] = None,
     sizes: Sizes = None,
     activation: Activated = None,
     batch: Batch = None,
@@ -83,7 +90,6 @@ def compare_command(
     device: Device = "cpu",
     threads: Threads = 1,
     repeats: Annotated[int, measured(min=1, metavar="N", help="How often each fit is timed.")] = 3,
-    brief: Annotated[bool, written("--brief", help="Two lines instead of the tables.")] = False,
     plot: Annotated[
         Path | None,
         written(metavar="FILE", help=f"Draw both trajectories: .{', .'.join(PICTURES)}."),
@@ -97,6 +103,7 @@ def compare_command(
     \b
     For example:
     scratchcuda compare digits --plot digits.png
+    scratchcuda compare mlp slr diabetes
     scratchcuda compare --sizes 64,128,10 --activation tanh --epochs 20
     """
     check_file(plot, "--plot", PICTURES)
@@ -104,12 +111,14 @@ def compare_command(
     check_name(dtype, DTYPES, "--dtype")
     if lr is not None and not math.isfinite(lr):
         raise typer.BadParameter(f"{lr} is not finite", param_hint="--lr")
-    work = workload_of(workload, sizes, activation, batch, check_device(device))
+    where = check_device(device)
+    names: list[str | None] = [*workloads] if workloads else [None]
+    works = [workload_of(name, sizes, activation, batch, where) for name in names]
     torch.set_num_threads(threads)
     console = open_console(stderr=str(json_file) == "-")
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("data", total=2 * repeats)
+        task = bar.add_task("data", total=2 * repeats * len(works))
         fits = -1
 
         def progress(stage: str) -> None:
@@ -117,26 +126,17 @@ def compare_command(
             fits += 1
             bar.update(task, completed=fits, description=stage)
 
-        found = compare(
-            work,
-            device=device,
-            dtype=dtype,
-            epochs=epochs,
-            lr=lr,
-            seed=seed,
-            repeats=repeats,
-            progress=progress,
-        )
-    if brief:
+        train = partial(compare, device=device, dtype=dtype, epochs=epochs, lr=lr, seed=seed, repeats=repeats)
+        first, *others = (train(work, progress=progress) for work in works)
+    show(first, console)
+    for found in others:
+        console.print()
         show_briefly(found, console)
-    else:
-        show(found, console)
     if plot is not None:
-        draw(found, plot)
+        draw(first, plot)
     if json_file is not None:
-        write(json.dumps(found.as_dict(), indent=1), json_file)
-    if not found.agrees:
-        raise typer.Exit(1)
+        write(json.dumps(first.as_dict(), indent=1), json_file)
+    raise typer.Exit(not all(found.agrees for found in (first, *others)))
 
 
 app.command("profile")(profile_command)
@@ -206,9 +206,9 @@ def show(found: Comparison, console: Console) -> None:
 def show_briefly(found: Comparison, console: Console) -> None:
     """What was trained and what came of it, then the verdict."""
     losses, accuracy = found.scratch.train, found.scratch.accuracy
-    text = f"{found.title}, {found.epochs} epochs in {found.dtype}: training loss {losses[0]:.4g} to {losses[-1]:.4g}"
+    text = f"{found.title}: loss {losses[0]:.4f} to {losses[-1]:.4f}"
     text += f", accuracy {accuracy[0]:.1%} to {accuracy[-1]:.1%}" if accuracy else ""
-    console.print(f"{text}; {found.ratio:.1f} times as fast as torch.nn", highlight=False, soft_wrap=True)
+    console.print(f"{text}, {found.ratio:.1f} times as fast", highlight=False, soft_wrap=True)
     console.print(verdict(found), soft_wrap=True)
 
 

@@ -17,9 +17,12 @@ trained = partial(typer.Option, rich_help_panel="What is trained")
 measured = partial(typer.Option, rich_help_panel="How it is measured")
 written = partial(typer.Option, rich_help_panel="What is written")
 
+#: Of all workloads.
+NAMES = (*WORKLOADS, *LARGE)
+
 Named = Annotated[
     str | None,
-    typer.Argument(metavar="WORKLOAD", help=f"Of {', '.join((*WORKLOADS, *LARGE))}; mlp, if --sizes is not given."),
+    typer.Argument(metavar="WORKLOAD", help=f"Of {', '.join(NAMES)}; mlp, if --sizes is not given."),
 ]
 Sizes = Annotated[
     str | None,
@@ -129,7 +132,7 @@ def workload_of(
     if sizes is None:
         if activation is not None:
             raise typer.BadParameter("it belongs to --sizes, which is not given", param_hint="--activation")
-        work = workloads(device)[check_name(name or "mlp", workloads(device), "WORKLOAD")]
+        work = workloads(device)[check_name(name or "mlp", NAMES, "WORKLOAD")]
         return replace(work, batch_size=batch or work.batch_size)
     if name is not None:
         raise typer.BadParameter(f"{sizes} beside {name}, expected one of them", param_hint="--sizes")

@@ -288,11 +288,11 @@ def test_scratch_peer_gives_parameters_in_the_order_of_torch():
     ("arguments", "message"),
     [
         (["frobnicate"], "expected of fits, steps"),
-        (["--workload", "cifar"], "cifar"),
-        (["--sizes", "3"], "two or more"),
+        (["--workload", "slr,cifar"], "there is no 'cifar'"),
         (["--sizes", "3,x"], "--sizes"),
-        (["--dtype", "int8"], "float64"),
-        (["--peers", "nobody"], "torch.nn"),
+        (["--dtype", "int8"], "expected one of float64"),
+        (["--peers", "scratchcuda,nobody"], "there is no 'nobody', expected one of torch.nn, scratchcuda"),
+        (["--row", "nothing"], "no row's name holds 'nothing'"),
         (["--json", "/no/such/folder/x.json"], "--json"),
     ],
 )

@@ -29,21 +29,31 @@ def compare(*arguments):
 
 
 def test_compare_prints_draws_and_writes(tmp_path):
-    result = compare("slr", *QUICK, "--plot", tmp_path / "p.png", "--json", tmp_path / "c.json")
+    result = compare("breast-cancer", "slr", *QUICK, "--plot", tmp_path / "p.png", "--json", tmp_path / "c.json")
     assert result.exit_code == 0, result.output
-    assert "They agree" in result.output
-    assert "MAPE of predictions" in result.output
+    assert result.output.count("They agree") == 2
+    assert result.output.count("MAPE of predictions") == 1
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["agrees"] is True
     assert len(found["scratch"]["train"]) == len(found["torch"]["valid"]) == found["epochs"] == 2
+    assert found["scratch"]["accuracy"] == found["torch"]["accuracy"]
+    assert len(found["torch"]["accuracy"]) == 2
+    assert found["torch"]["accuracy"][-1] > 0.9
     assert found["ratio"] > 0
     assert ("ratio" in result.output) == (scratchcuda._backend.current != "emulator")  # whose times are no speed
 
 
+def test_a_network_of_its_own_as_json_alone():
+    result = compare("--sizes", "3,4,2", "--activation", "tanh", "--batch", 8, *QUICK, "--json", "-")
+    found = json.loads(result.stdout)
+    assert (found["title"], found["batch_size"]) == ("multilayer perceptron 3-4-2, tanh", 8)
+    assert "They agree" in result.stderr
+
+
 def test_disagreement_is_exit_status_1(monkeypatch):
     monkeypatch.setattr(Tanh, "backward", lambda self, delta, a: -delta)
-    result = compare("mlp", *QUICK)
+    result = compare("slr", "mlp", *QUICK)
     assert result.exit_code == 1
     assert "They disagree: the largest relative difference is" in result.output
 
@@ -66,17 +76,25 @@ def test_divergence_is_said():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cifar"], "cifar"),
+        (["slr", "cifar"], "there is no 'cifar', expected one of slr, mlp, digits, diabetes, breast-cancer, mlp-1024"),
         (["slr", "--epochs", "0"], "--epochs"),
-        (["slr", "--device", "nowhere"], "--device"),
-        (["slr", "--device", "meta"], "--device"),
+        (["slr", "--device", "mps"], "--device: there is no 'mps', expected cpu or cuda"),
+        (["slr", "--device", "cuda:99"], "--device: cuda:99 cannot be used ("),
+        (["slr", "--sizes", "3,4"], "--sizes: 3,4 beside slr, expected one of them"),
+        (["--sizes", "a,b"], "--sizes: 'a,b', expected two or more positive integers"),
+        (["--sizes", "3"], "--sizes: '3', expected two or more positive integers"),
+        (["--sizes", "3,4", "--activation", "gelu"], "--activation: there is no 'gelu', expected one of none, relu"),
+        (["--activation", "relu"], "--activation: it belongs to --sizes"),
+        (["slr", "--dtype", "int8"], "--dtype: there is no 'int8', expected one of float64, float32"),
         (["slr", "--lr", "inf"], "--lr"),
         (["slr", "--seed", "-1"], "--seed"),
         (["slr", "--plot", "/no/such/folder/p.png"], "--plot"),
+        (["slr", "--plot", "p.gif"], "--plot: p.gif ends in .gif"),
         (["slr", "--json", "/tmp"], "--json"),
     ],
 )
-def test_bad_options_are_exit_status_2(arguments, message):
+def test_bad_options_are_exit_status_2(arguments, message, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     result = compare(*arguments)
     assert result.exit_code == 2
     assert message in result.output

@@ -1,14 +1,21 @@
 """What commands share: their tables at every width, and the checks of their options."""
 
 import io
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("typer")
 import typer
 from rich.console import Console
 
+from scratchcuda import cli
+from scratchcuda.bench import fits
+from scratchcuda.bench import show as bench
+from scratchcuda.compare import WORKLOADS, compare, network
 from scratchcuda.options import check_file, check_folder
 from scratchcuda.tables import open_console, print_table
 
@@ -31,6 +38,26 @@ def test_tables_keep_their_numbers(width, capsys):
     }
     assert "…" not in "".join(lines)
     assert width or [line.split()[0] for line in lines[1:4]] == ["peer", "one,", "torch.compile,"]  # a line each
+
+
+@pytest.fixture(scope="module")
+def shown():
+    """What the commands show, each as a function of a console."""
+    work = network((4, 6, 3), batch_size=8, batches=2, epochs=2)
+    row = fits.measure(work, "float64", torch.device("cpu"), list(fits.PEERS)[:2], rounds=2)
+    found = compare(WORKLOADS["breast-cancer"], epochs=2, repeats=1)
+    return {"bench": partial(bench.show, row | {"part": "fits", "label": "a row"}), "compare": partial(cli.show, found)}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("command", ["bench", "compare"])
+def test_commands_keep_their_numbers(command, width, shown):
+    numbers = []
+    for room in (width, 1000):
+        console = Console(width=room, file=io.StringIO(), force_terminal=True, color_system=None)
+        shown[command](console)
+        numbers.append(set(re.findall(r"[-.\de%]*\d[-.\de%]*", console.file.getvalue())))
+    assert numbers[0] == numbers[1]
 
 
 @pytest.mark.parametrize(

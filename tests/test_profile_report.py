@@ -156,12 +156,8 @@ def test_the_command_writes_a_report(what, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a workload or --sizes"),
-        (["slr", "--sizes", "3,3"], "and not both"),
-        (["--sizes", "3,x"], "invalid literal"),
-        (["--sizes", "3,3", "--activation", "gelu"], "expected one of none, relu"),
+        (["slr", "--sizes", "3,3"], "expected one of them"),
         (["slr", "--batch", "1000"], "1000 is more than the 100 samples"),
-        (["slr", "--device", "nowhere"], "nowhere"),
         (["slr", "--out", __file__], "expected a folder"),
     ],
 )
@@ -179,5 +175,4 @@ def test_nsight(monkeypatch):
         f"ncu --set full --nvtx --profile-from-start off --export scratchcuda {command}",
         f"nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --output=scratchcuda {command}",
     ]
-    assert run("--ncu").exit_code == 2
     assert run("mlp", "--steps-only", "2").exit_code == 0

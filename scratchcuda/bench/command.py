@@ -12,8 +12,9 @@ from scratchcuda.bench import fits, rows
 from scratchcuda.bench.agreement import TOLERANCE
 from scratchcuda.bench.run import dumps, run
 from scratchcuda.bench.show import show
-from scratchcuda.compare import LARGE, WORKLOADS, workloads
+from scratchcuda.compare import workloads
 from scratchcuda.options import (
+    NAMES,
     Activated,
     Batch,
     Device,
@@ -41,7 +42,7 @@ def bench_command(
     ] = None,
     workload: Annotated[
         list[str] | None,
-        trained(metavar="NAME,...", help=f"Of fits and steps: {', '.join((*WORKLOADS, *LARGE))}."),
+        trained(metavar="NAME,...", help=f"Of fits and steps: {', '.join(NAMES)}."),
     ] = None,
     sizes: Sizes = None,
     activation: Activated = None,
