@@ -23,9 +23,11 @@ from scratchcuda import nn, optim
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shard", action="store_true", help="share out the parameters, by FSDP2, instead of copying them")
 parser.add_argument("--steps", type=int, default=200)
-parser.add_argument("--batch-size", type=int, default=64, help="of all processes together")
+parser.add_argument("--batch", type=int, default=64, help="of all processes together")
 parser.add_argument("--save", metavar="FILE", help="write the trained parameters there, as a state_dict")
 args = parser.parse_args()
+if "RANK" not in os.environ:
+    parser.error("torchrun starts its processes: torchrun --standalone --nproc-per-node 2 examples/distributed.py")
 
 if torch.cuda.is_available():
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -53,7 +55,7 @@ def train() -> None:
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     for step in range(args.steps):
-        share = torch.randint(len(x), (args.batch_size,)).to(device).chunk(processes)[rank]
+        share = torch.randint(len(x), (args.batch,)).to(device).chunk(processes)[rank]
         optimizer.zero_grad()
         loss = loss_f(model(x[share]), y[share])
         loss.backward()

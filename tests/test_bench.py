@@ -287,7 +287,7 @@ def test_scratch_peer_gives_parameters_in_the_order_of_torch():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frobnicate"], "expected of fits, steps"),
+        (["frobnicate"], "expected one of fits, steps"),
         (["--workload", "slr,cifar"], "there is no 'cifar'"),
         (["--sizes", "3,x"], "--sizes"),
         (["--dtype", "int8"], "expected one of float64"),

@@ -30,7 +30,7 @@ def trained(folder, processes, backend, *options):
     pytest.importorskip("sklearn")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", EXAMPLE]
     environment = os.environ | {"SCRATCHCUDA_BACKEND": backend, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    options = ["--steps=5", "--batch-size=32", f"--save={folder / 'state.pt'}", *options]
+    options = ["--steps=5", "--batch=32", f"--save={folder / 'state.pt'}", *options]
     done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
     assert "step 4, loss" in done.stdout, done.stderr
     return torch.load(folder / "state.pt", weights_only=True)
@@ -44,6 +44,13 @@ def test_two_processes_train_as_one(options, joined, backend, tmp_path):
     for name, expected in joined.items():
         # Roundings of five steps, of a mean in two halves.
         torch.testing.assert_close(state[name], expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.backends("tensor")
+def test_it_says_how_to_start_it():
+    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "torchrun --standalone --nproc-per-node 2 examples/distributed.py" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
