@@ -1,4 +1,4 @@
-# make demo    set up everything from nothing, then train beside torch.nn and compare
+# make demo    set up everything from nothing, then train the digits and the documents' MLP beside torch.nn, and compare
 # make test    set up, then run the tests
 # make stand-in   the tests of what needs a GPU, on two that are made of host memory and the emulator
 # make lint    ruff, clang-format, mypy
