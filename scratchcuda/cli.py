@@ -208,7 +208,8 @@ def show_briefly(found: Comparison, console: Console) -> None:
     losses, accuracy = found.scratch.train, found.scratch.accuracy
     text = f"{found.title}: loss {losses[0]:.4f} to {losses[-1]:.4f}"
     text += f", accuracy {accuracy[0]:.1%} to {accuracy[-1]:.1%}" if accuracy else ""
-    console.print(f"{text}, {found.ratio:.1f} times as fast", highlight=False, soft_wrap=True)
+    text += f", {found.ratio:.1f} times as fast" if _backend.current != "emulator" else ""  # whose time is no speed
+    console.print(text, highlight=False, soft_wrap=True)
     console.print(verdict(found), soft_wrap=True)
 
 
