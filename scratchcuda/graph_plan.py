@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from scratchcuda import _backend, ops
-from scratchcuda._ranges import named
+from scratchcuda._ranges import bound, named
 from scratchcuda.layers import Dense, descend
 from scratchcuda.network import Network, Product, Task
 from scratchcuda.training import FitPath, HeldInterrupt
@@ -78,7 +78,7 @@ class GraphPlan(FitPath):
             for start in range(0, len(self.task.y), self.task.batch_size):
                 m = min(self.task.batch_size, len(self.task.y) - start)
                 self.last = None  # whose memory this step can have
-                self.last = m, self.captured.run(m, partial(self._train, m))
+                self.last = m, self.captured.run(m, bound("step", "", partial(self._train, m)))
                 done += 1
                 if stop.pending:
                     stop.check()
@@ -110,8 +110,8 @@ class GraphPlan(FitPath):
     def _train(self, m: int) -> list[Tensor]:
         """The launches of a step on m samples; returns each unit's output."""
         task, captured = self.task, self.captured
-        x, y = captured.x[:m], captured.y[:m]
         with named("batch"):
+            x, y = captured.x[:m], captured.y[:m]
             ops.take_batch_(task.x, task.y, captured.order, captured.step, task.batch_size, x, y)
         outputs = list(self._forward(x))
         inputs = [x, *outputs]

@@ -109,10 +109,10 @@ class TensorPlan(FitPath):
             self.chunks = _blocks(x, y, size, self.evaluations, self.valid_losses)
 
     def epoch(self, stop: HeldInterrupt, losses: list[float]) -> None:
-        finished = 0
+        finished, run = 0, _ranges.bound("step", "", Step.run)
         try:
             for step, x, y, loss in self.batches:
-                step.run(x, y, loss)
+                run(step, x, y, loss)
                 finished += 1
                 if stop.pending:
                     stop.check()

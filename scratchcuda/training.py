@@ -12,6 +12,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from scratchcuda._ranges import named
+
 
 @dataclass
 class History:
@@ -93,7 +95,8 @@ class GeneralPath(FitPath):
         found: list[float | Tensor] = []  # tensors stay on their device: to read one is to wait for it
         try:
             for x, y in self.batches:
-                found.append(self.step(x, y))
+                with named("step"):
+                    found.append(self.step(x, y))
                 stop.check()
         finally:
             scalars = [loss for loss in found if isinstance(loss, Tensor) and loss.dim() == 0]

@@ -78,11 +78,12 @@ def test_the_graph_plan_tells_phases_and_layers():
     assert all(name in found[i][0].name for i, name in ((0, "take_rows"), (1, "matmul")))
 
 
-def test_layers_of_ones_own_tell_phases_and_layers():
-    class Twice(Tanh):
-        def forward(self, z):
-            return 2 * super().forward(z)
+class Twice(Tanh):
+    def forward(self, z):
+        return 2 * super().forward(z)
 
+
+def test_layers_of_ones_own_tell_phases_and_layers():
     calls = recorded(FitSubject(mlp(Dense(3, Twice())), X, Y, 0.1))
     expected = [("forward", "0 Dense"), ("loss", ""), ("backward", "0 Dense"), ("update", "0 Dense")]
     assert places(calls) == expected
@@ -116,6 +117,30 @@ def test_what_is_recorded_of_a_fused_network_is_what_runs():
     assert [place for place in found if place[0] == "forward"] == [("forward", "0 Linear"), ("forward", "2 Linear")]
     net[1].register_forward_hook(lambda *args: None)
     assert ("forward", "1 Tanh") in places(recorded(ModuleSubject(net, (X,), Y, nn.MSELoss(), SGD)))
+
+
+SUBJECTS = {
+    "plan": lambda: FitSubject(mlp(), X, Y, 0.1),
+    "regression": lambda: FitSubject(SimpleLinearRegression(), X[:, 0], Y[:, 0], 0.1),
+    "general": lambda: FitSubject(mlp(Dense(3, Twice())), X, Y, 0.1),
+    "module": lambda: ModuleSubject(nn.Sequential(nn.Linear(6, 3)), (X,), Y, nn.MSELoss(), SGD),
+}
+
+
+@pytest.mark.backends("tensor", "emulator", "kernels")
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_traces_step_is_its_phases_and_what_prepares_it_stands_before(name):
+    subject = SUBJECTS[name]()
+    events = kernels.trace(lambda: subject.show(Ranges()), subject.device)["traceEvents"]
+    spans = [(e["ts"], e["ts"] + e["dur"], e["name"]) for e in events if e.get("cat") == "user_annotation"]
+    (prepared,), (step,) = ([span for span in spans if span[2] == name] for name in ("set-up", "step"))
+    phases = [span for span in spans if span[2].split()[0] in ("batch", "forward", "loss", "backward", "update")]
+    assert prepared[1] <= step[0] <= min(phases)[0] <= max(end for _, end, _ in phases) <= step[1]
+    ops = [
+        e for e in events if e.get("cat") == "cpu_op" and step[0] <= e["ts"] <= step[1] and "profiler" not in e["name"]
+    ]
+    assert ops
+    assert all(any(begin <= op["ts"] <= end for begin, end, _ in phases) for op in ops)
 
 
 class Between(nn.Module):

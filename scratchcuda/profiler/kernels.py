@@ -144,7 +144,7 @@ def trace(show: Callable[[], object], device: torch.device) -> dict[str, Any]:
     """A step in Chrome's trace format, which Perfetto opens, with the ranges of phases and layers."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     show()  # what is done once, such as loading kernels, is not shown
-    with _profiler(activities) as profiler, record_function("step"):
+    with _profiler(activities) as profiler:
         show()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

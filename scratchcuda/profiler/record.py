@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,24 +16,32 @@ from scratchcuda import _ranges, costs
 from scratchcuda._backend import plain
 
 
+@contextmanager
+def shown(name: str) -> Iterator[None]:
+    """A range that torch.profiler and Nsight see by this name."""
+    with record_function(name), torch.cuda.nvtx.range(name) if torch.cuda.is_initialized() else nullcontext():
+        yield
+
+
 class Ranges:
-    """The ranges that are open, innermost last: (phase, layer). torch.profiler and Nsight see them by name."""
+    """The ranges that are open, innermost last: (phase, layer).
+
+    Attributes:
+        are_silent: whether to take no notice of any, as while a step is prepared.
+    """
 
     def __init__(self) -> None:
         self.open: list[tuple[str, str]] = [("", "")]
-        self._shown: list[ExitStack] = []
+        self.are_silent = False
+        self._shown: list[AbstractContextManager[None]] = []
 
     def push(self, phase: str, layer: str) -> None:
         self.open.append((phase, layer or self.open[-1][1]))
-        name = " ".join(filter(None, self.open[-1]))
-        shown = ExitStack()
-        shown.enter_context(record_function(name))
-        if torch.cuda.is_initialized():
-            shown.enter_context(torch.cuda.nvtx.range(name))
-        self._shown.append(shown)
+        self._shown.append(shown(" ".join(filter(None, self.open[-1]))))
+        self._shown[-1].__enter__()
 
     def pop(self) -> None:
-        self._shown.pop().close()
+        self._shown.pop().__exit__(None, None, None)
         self.open.pop()
 
     def close(self) -> None:
@@ -43,6 +51,9 @@ class Ranges:
 
     @contextmanager
     def __call__(self, phase: str, layer: str) -> Iterator[None]:
+        if self.are_silent:
+            yield
+            return
         self.push(phase, layer)
         try:
             yield

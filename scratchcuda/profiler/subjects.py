@@ -16,7 +16,7 @@ from scratchcuda.losses import MSE, CrossEntropy
 from scratchcuda.model import Model
 from scratchcuda.profiler.clocks import nothing
 from scratchcuda.profiler.owned import owned
-from scratchcuda.profiler.record import Ranges, listening, nodes_of, watching
+from scratchcuda.profiler.record import Ranges, listening, nodes_of, shown, watching
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -60,7 +60,15 @@ class FitSubject:
 
     def show(self, ranges: Ranges) -> None:
         with listening(ranges):
-            self._fit(owned(self.model, "model"), 1)  # a graph plan runs the first step of a model eagerly
+            with shown("set-up"):
+                model = owned(self.given, "model")
+                if self.path != "graph plan":  # which runs the first step of a model, and that alone, eagerly
+                    ranges.are_silent = True
+                    self._fit(model, 1)  # binds, and touches its memory
+                    ranges.are_silent = False
+                    model.load_state_dict(self.given.state_dict())
+            with shown("fit"):
+                self._fit(model, 1)
 
     def _fit(self, model: Model | SimpleLinearRegression, steps: int) -> Any:
         if steps not in self.data:
@@ -170,10 +178,11 @@ class ModuleSubject:
         return torch.stack(losses).tolist()
 
     def show(self, ranges: Ranges) -> None:
-        self.reset()
-        self._check()
-        self.run(1)  # an optimizer's first step may differ from all others
-        with listening(ranges), watching(self.module, ranges) as take:
+        with shown("set-up"):
+            self.reset()
+            self._check()
+            self.run(1)  # an optimizer's first step may differ from all others
+        with listening(ranges), watching(self.module, ranges) as take, _ranges.named("step"):
             with _ranges.named("forward"):
                 outputs = self._outputs()
             with _ranges.named("loss"):
