@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from scratchcuda.cli import app
 from scratchcuda.conditions import conditions
-from scratchcuda.profiler import Profile, ceilings, plots, report
+from scratchcuda.profiler import Profile, ceilings, command, plots, report
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.kernels import Kernel
 from scratchcuda.profiler.measure import Row
 from scratchcuda.profiler.race import Step
-from scratchcuda.profiler.tables import tables
+from scratchcuda.profiler.tables import SORTS, tables
 
 pytestmark = pytest.mark.backends("tensor")
 LIMITS = Ceilings("a device", {}, 1e12, dict.fromkeys(ceilings.DTYPES, 1e13), 1e-6)
@@ -59,14 +59,36 @@ def made(rows):
 
 
 def test_tables():
-    times, work, steps, kernels = tables(made([row(0, warm=1e-5), row(1, warm=3e-5)]))
+    layers, times, work, steps, kernels = tables(made([row(0, warm=1e-5), row(1, warm=3e-5)]))
+    assert layers.rows == [["0 Dense", "batch", "2", "20", "25.0%"], ["1 Dense", "forward", "2", "60", "75.0%"]]
     assert [line[times.header.index("share")] for line in times.rows] == ["25.0%", "75.0%"]
-    assert times.rows[0][5:7] == ["10", "5 to 20"]
+    assert times.rows[0][6:8] == ["10", "5 to 20"]
     assert work.rows[0][3:6] == ["1 k", "4 kB", "25 M"]  # 1000 FLOP and 4000 bytes in 40 us
     assert [work.rows[0][work.header.index(f"{who} / this")] for who in ("eager", "compile")] == ["a tie", "2.10"]
     assert [line[4] for line in steps.rows] == ["1", "1.80", "none: other losses"]
     assert kernels.rows[0] == ["1", "matmul<float>", "2x1x1", "256x1x1", "64", "4096", "50%"]
     assert "within the step they run faster" in steps.note  # 80 us of ops in 50 us
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [("time", "4 1 2"), ("flop", "3 2 1"), ("bytes", "3 1 2"), ("calls", "1 2 3"), ("cold", "4 3 1")],
+)
+def test_the_most_expensive_ops_come_first(sort, order):
+    """Of them the first and the last are alike, but for their layers."""
+    rows = [row(0), row(1), row(2), row(3, warm=9e-5, flops=1), replace(row(0), layer="5 Dense")]
+    layers, times, *_, kernels = tables(made(rows), 3, sort)
+    assert list(command.Sort) == list(SORTS)
+    assert " ".join(line[0] for line in times.rows) == " ".join(line[0] for line in kernels.rows) == order
+    assert ["1", "batch", "0 Dense and 1 more", "mm.out", "4"] in [line[:5] for line in times.rows]
+    assert layers.rows[-1][:3] == ["2 other ops", "", "4"]
+    assert sum(float(line[3]) for line in layers.rows) == pytest.approx(1e6 * made(rows).in_ops)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"top": 0}, "top is 0"), ({"sort": "x"}, "sort is 'x', expected")])
+def test_what_show_does_not_take(options, message):
+    with pytest.raises(ValueError, match=message):
+        made([row(0)]).show(**options)
 
 
 def test_many_ops_are_bars_by_layer_and_phase():
@@ -87,17 +109,23 @@ def test_markup_in_names_is_text(tmp_path):
     profile = made([row(0)])
     profile.title = "<b> [/x] $y$"
     console = Console(record=True, width=200, file=io.StringIO())
-    report.show(profile, console)
+    report.show(profile, 15, "time", console)
     assert "<b> [/x] $y$" in console.export_text()
     report.save(profile, tmp_path)
     assert "<h1>&lt;b&gt; [/x] $y$</h1>" in (tmp_path / "report.html").read_text()
 
 
-def test_the_terminal_shows_all_of_it():
-    console = Console(record=True, width=200, file=io.StringIO())
-    report.show(made([row(0)]), console)
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_terminal_shows_all_of_it(width):
+    profile = made([replace(row(0), layer="encoder.layers.0.self_attn MultiheadAttention", limit="launch latency")])
+    console = Console(record=True, width=width, file=io.StringIO())
+    report.show(profile, 15, "time", console)
     shown = console.export_text()
-    assert all(text in shown for text in ("a network", "Something is missing", "matmul<float>", "limited by"))
+    assert all(text in shown for text in ("a network", "Something is missing", "matmul<float>", "latency"))
+    numbers = {cell for of in tables(profile, 15) for line in of.rows for cell in line if cell[:1].isdigit()}
+    assert numbers
+    assert {cell for cell in numbers if cell not in shown} <= {"8x16, 1"}  # of words
+    assert max(map(len, shown.splitlines())) <= width
 
 
 @pytest.mark.parametrize("count", [1, 14, 45])
@@ -113,7 +141,7 @@ def test_no_label_of_the_plots_covers_another(count):
         assert axes.get_xlabel()
     assert "FLOP / byte" in roofline.axes[0].get_xlabel()
     numbers = sorted(int(n) for text in roofline.axes[0].texts for n in text.get_text().split(", ") if n != "...")
-    assert numbers == list(range(1, count + 1))
+    assert numbers == list(range(max(1, count + 1 - plots.LABELS), count + 1))  # those that take longest
     assert len(bars.axes[0].patches) == min(count, plots.BARS + 1)
     total = sum(row.calls * row.warm[1] for row in profile.rows)
     assert sum(bar.get_width() for bar in bars.axes[0].patches) == pytest.approx(total)

@@ -35,8 +35,10 @@ from scratchcuda.options import (
 from scratchcuda.profiler import kernels, profile
 from scratchcuda.profiler.record import Ranges
 from scratchcuda.profiler.subjects import FitSubject
+from scratchcuda.profiler.tables import SORTS
 from scratchcuda.tables import open_console
 
+shown = partial(typer.Option, rich_help_panel="What is shown")
 of_nsight = partial(typer.Option, rich_help_panel="Nsight")
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -55,6 +57,14 @@ def profile_command(
         bool,
         measured("--compile/--no-compile", help="Compare with torch.compile, which takes its time."),
     ] = True,
+    top: Annotated[
+        int,
+        shown(min=1, metavar="N", help="Layers and ops to show; the files have all."),
+    ] = 15,
+    sort: Annotated[
+        str,
+        shown(metavar="WHAT", help=f"What the most expensive ones are chosen by, of {', '.join(SORTS)}."),
+    ] = "time",
     out: Annotated[
         Path | None,
         written(metavar="FOLDER", help="Write the report, plots, JSON and trace into it."),
@@ -83,6 +93,7 @@ def profile_command(
     check_folder(out, "--out")
     check_file(json_file, "--json")
     check_name(dtype, DTYPES, "--dtype")
+    check_name(sort, SORTS, "--sort")
     if ncu or nsys:
         arguments = [argument for argument in sys.argv[2:] if argument not in ("--ncu", "--nsys")]
         typer.echo("\n".join(kernels.nsight(tool, arguments) for tool, on in (("ncu", ncu), ("nsys", nsys)) if on))
@@ -116,7 +127,7 @@ def profile_command(
     from scratchcuda.profiler import report  # with what it imports, no command has to wait for it to begin
 
     to_output = str(json_file) == "-"
-    report.show(found, open_console(stderr=to_output))
+    report.show(found, top, sort, open_console(stderr=to_output))
     if out is not None:
         typer.echo("\n".join(map(str, found.save(out))), err=to_output)
     if json_file is not None:

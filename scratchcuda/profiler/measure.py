@@ -58,6 +58,11 @@ class Row:
     compiled: list[float] | None
 
     @property
+    def seconds(self) -> float:
+        """Of all its calls in a step, warm."""
+        return self.calls * self.warm[1]
+
+    @property
     def bandwidth(self) -> float:
         """Bytes a second that it has moved at least. Of the cold time: in a cache it would not be memory's."""
         return self.bytes / self.cold[1]

@@ -1,5 +1,6 @@
 """The plots of a profile: its roofline, and where the step's time goes."""
 
+from collections.abc import Collection
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 from scratchcuda.profiler.measure import Row
 from scratchcuda.profiler.profile import Profile
-from scratchcuda.profiler.tables import engineering
+from scratchcuda.profiler.tables import engineering, most, places
 
 #: By phase: marker, hatch and shade, so that each is told apart in black and white.
 PHASES = {
@@ -25,6 +26,8 @@ PHASES = {
 }
 #: Bars at most; the least expensive others are one bar.
 BARS = 24
+#: Ops of the roofline that have numbers.
+LABELS = 15
 #: Points of the roofline that are nearer than this (pixels) share a label, which stands at one of these places around
 #: the first (offset in points, and the side of the text that is next to the point).
 NEAR = 16
@@ -41,11 +44,13 @@ def png(figure: Figure) -> bytes:
 
 
 def roofline(profile: Profile) -> Figure:
-    """Rate against intensity of each op, under the measured ceilings; numbers are the rows of the tables."""
+    """Rate against intensity of each op, under the measured ceilings; the most expensive have their rows' numbers."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     ceilings = profile.ceilings
     points = [(row.flops / row.bytes, row.rate, i, row.phase) for i, row in enumerate(profile.rows, 1) if row.flops]
+    numbers = {i for i, _ in most(profile.rows, LABELS, lambda row: row.seconds if row.flops else -1)}
+    numbers &= {i for _, _, i, _ in points}
     dtypes = sorted({row.dtype for row in profile.rows if row.dtype in ceilings.flops})
     ridge = max(ceilings.flops[dtype] for dtype in dtypes) / ceilings.bandwidth
     left = min([0.05, *(x / 2 for x, *_ in points)])
@@ -57,25 +62,30 @@ def roofline(profile: Profile) -> Figure:
         label += f"products in {dtype} {EngFormatter('FLOP/s', places=0)(rate)}"
         axes.plot([left, bend, right], [left * ceilings.bandwidth, rate, rate], "k", ls=line, lw=1.5, label=label)
     for phase, (marker, _, color) in PHASES.items():
-        of = [(x, y) for x, y, _, kind in points if kind == phase]
-        if of:
-            axes.plot(*zip(*of, strict=True), marker, color=color, mec="black", ms=8, ls="", label=phase)
+        if not any(kind == phase for *_, kind in points):
+            continue
+        # The numbered ones last, above the others, which are smaller.
+        for is_numbered, look in ((False, {"ms": 4, "alpha": 0.5}), (True, {"ms": 8, "label": phase})):
+            of = [(x, y) for x, y, i, kind in points if kind == phase and (i in numbers) == is_numbered]
+            axes.plot([x for x, _ in of], [y for _, y in of], marker, color=color, mec="black", ls="", **look)
     axes.set(xscale="log", yscale="log", xlabel="intensity, FLOP / byte", ylabel="rate, FLOP/s", xlim=(left, right))
     axes.yaxis.set_major_formatter(EngFormatter())
-    axes.set_title(f"{profile.title}\nroofline, cold, {profile.conditions['device']}", fontsize=11)
+    whose = "" if len(points) == len(numbers) else f"; numbers of the {len(numbers)} that take longest"
+    axes.set_title(f"{profile.title}\nroofline, cold, {profile.conditions['device']}{whose}", fontsize=11)
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.draw_without_rendering()  # so that there are pixels to compare
-    _label(axes, [(x, y, i) for x, y, i, _ in points])
+    _label(axes, [(x, y, i) for x, y, i, _ in points], numbers)
     return figure
 
 
-def _label(axes: Axes, points: list[tuple[float, float, int]]) -> None:
-    """Numbers beside the points; points that lie on one another share a label, and no label covers another one."""
+def _label(axes: Axes, points: list[tuple[float, float, int]], numbers: Collection[int]) -> None:
+    """Numbers beside their points; points that lie on one another share a label, and no label covers another one."""
     at = {i: (x, y) for x, y, i in points}
     pixels = {i: axes.transData.transform(xy) for i, xy in at.items()}
     groups: list[list[int]] = []
-    for i, (x, y) in pixels.items():
+    for i in sorted(numbers):
+        x, y = pixels[i]
         near = (g for g in groups if max(abs(pixels[g[0]][0] - x), abs(pixels[g[0]][1] - y)) < NEAR)
         if (group := next(near, None)) is not None:
             group.append(i)
@@ -121,15 +131,13 @@ def _listed(numbers: list[int]) -> str:
 def bars(profile: Profile) -> Figure:
     """The step's time in order: by op, or, of many, by layer and phase; of too many the most expensive ones."""
     lines = [
-        (f"{i}  {_place(row)}: {row.op}{_times(row)}", _seconds(row), row.phase)
+        (f"{i}  {row.layer or row.phase}: {row.op}{_times(row)}", row.seconds, row.phase)
         for i, row in enumerate(profile.rows, 1)
     ]
     if len(lines) > BARS:
-        groups: dict[tuple[str, str], list[Row]] = {}
-        for row in profile.rows:
-            groups.setdefault((_place(row), row.phase), []).append(row)
         lines = [
-            (f"{place}: {len(rows)} ops", sum(map(_seconds, rows)), phase) for (place, phase), rows in groups.items()
+            (f"{layer or phase}: {len(rows)} ops", sum(row.seconds for row in rows), phase)
+            for (layer, phase), rows in places(profile.rows).items()
         ]
     least = sorted((seconds for _, seconds, _ in lines), reverse=True)[:BARS][-1]
     rest = [seconds for _, seconds, _ in lines if seconds < least]
@@ -154,14 +162,6 @@ def bars(profile: Profile) -> Figure:
     axes.set_title(f"{profile.title}\n{profile.path}, {profile.conditions['device']}", fontsize=11)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
-
-
-def _seconds(row: Row) -> float:
-    return row.calls * row.warm[1]
-
-
-def _place(row: Row) -> str:
-    return row.layer or row.phase
 
 
 def _times(row: Row) -> str:

@@ -56,7 +56,7 @@ class Profile:
     @property
     def in_ops(self) -> float:
         """Seconds of a step within its ops, warm; what remains of the step is overhead between them."""
-        return sum(row.calls * row.warm[1] for row in self.rows)
+        return sum(row.seconds for row in self.rows)
 
     def shares(self, row: Row) -> tuple[float, float | None]:
         """A row's bandwidth as a share of a copy's, and its rate of a large product's, if there is one in its dtype."""
@@ -87,11 +87,16 @@ class Profile:
         limits = Ceilings(**found["ceilings"])
         return cls(**{name: found[name] for name in names}, ceilings=limits, rows=rows, steps=steps, trace={})
 
-    def show(self) -> None:
-        """Print its tables; needs what pip install 'scratchcuda[cli]' brings, as save does."""
+    def show(self, top: int = 15, sort: str = "time") -> None:
+        """Print its tables; needs what pip install 'scratchcuda[cli]' brings, as save does.
+
+        Args:
+            top: of layers and ops so many, the most expensive ones; what save writes has all.
+            sort: by what: "time" (warm), "cold", "flop", "bytes" or "calls", of a step.
+        """
         from scratchcuda.profiler import report
 
-        report.show(self)
+        report.show(self, top, sort)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write report.html, which holds all else: profile.json, trace.json, roofline.png, step.png."""

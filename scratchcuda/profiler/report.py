@@ -7,39 +7,26 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from scratchcuda import _checks
 from scratchcuda.conditions import sentence
 from scratchcuda.profiler import plots
 from scratchcuda.profiler.profile import Profile
-from scratchcuda.profiler.tables import tables
-
-#: Columns of the terminal that the tables need; used where the output is no terminal.
-WIDTH = 140
+from scratchcuda.profiler.tables import SORTS, tables
+from scratchcuda.tables import open_console, print_table
 
 
-def show(profile: Profile, console: Console | None = None) -> None:
-    """Print the tables and what is missing."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
+def show(profile: Profile, top: int, sort: str, console: Console | None = None) -> None:
+    """Print the tables, of layers and ops the ``top`` most expensive ones by ``sort``, and what is missing."""
+    _checks.positive_int("top", top)
+    if sort not in SORTS:
+        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(SORTS)}")
+    console = console or open_console()
     console.print(f"[bold]{escape(profile.title)}[/bold], {profile.path}", highlight=False)
     console.print(sentence(profile.conditions), highlight=False)
-    for text in tables(profile):
-        # Where there is no room for all, without the quartiles, which the files have.
-        kept = [i for i, name in enumerate(text.header) if name != "quartiles" or console.width >= WIDTH]
-        table = Table(
-            *(text.header[i] for i in kept),
-            title=text.title,
-            caption=text.note,
-            title_justify="left",
-            caption_justify="left",
-        )
-        for row in text.rows:
-            table.add_row(*(escape(row[i]) for i in kept))
-        for column, value in zip(table.columns, (text.rows[0][i] for i in kept), strict=True):
-            column.justify = "right" if value[:1].isdigit() and "x" not in value else "left"
-        console.print(table)
+    for text in tables(profile, top, sort):
+        console.print()
+        print_table(console, text.header, text.rows, words=text.words, title=text.title, note=text.note)
     for notice in profile.notices:
         console.print(f"[yellow]{escape(notice)}[/yellow]", highlight=False)
 
