@@ -17,9 +17,11 @@ import torch
 from oracle import same
 from torch import nn
 
+import scratchcuda
 from scratchcuda import Dense, InputLayer, Model
 from scratchcuda.costs import tensors_of
-from scratchcuda.profiler import ceilings, profile
+from scratchcuda.nn.conversion import TORCHS
+from scratchcuda.profiler import ceilings, profile, race
 from scratchcuda.profiler.clocks import HostClock
 from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, Recorder, copied
@@ -239,11 +241,22 @@ REFUSED = {
     "loss class": ({"loss": nn.MSELoss}, TypeError, "loss is <class .*MSELoss'>, expected a function"),
     "loss name": ({"loss": "mse"}, TypeError, "loss is 'mse', expected a function"),
     "loss as targets": ({"targets": MSE}, TypeError, r"targets is MSELoss\(\), expected data"),
-    "LBFGS": ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer makes LBFGS, expected one whose step needs no"),
-    "closure": ({"optimizer": Needs}, TypeError, "optimizer makes Needs, expected one whose step needs no closure"),
-    "instance": ({"optimizer": SGD(NET.parameters())}, TypeError, "optimizer is SGD, expected what makes one"),
+    "LBFGS": ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer is LBFGS, expected one whose step needs no"),
+    "closure": ({"optimizer": Needs}, TypeError, "optimizer is Needs, expected one whose step needs no closure"),
+    "another's": ({"optimizer": SGD(nn.Linear(6, 3).parameters())}, ValueError, "optimizer is SGD of other parameters"),
+    "optimizer name": ({"optimizer": "sgd"}, TypeError, "optimizer is str, expected one of the model's, or a class"),
     "no optimizer": ({"optimizer": lambda params: None}, TypeError, "optimizer returns None, expected a torch.optim"),
-    "others": ({"optimizer": lambda params: SGD(NET.parameters())}, ValueError, "optimizer makes SGD of other para"),
+    "others": ({"optimizer": lambda params: SGD(NET.parameters())}, ValueError, "optimizer is SGD of other param"),
+    "samples": ({"samples": 0}, ValueError, "samples is 0, expected a positive integer"),
+    "no sample": ({"inputs": X[:0]}, ValueError, r"inputs is empty \(shape \(0, 6\)\), expected at least one sample"),
+    "none of ours": ({"model": Model([InputLayer(6), Dense(3)]), "inputs": X[:0]}, ValueError, "inputs is empty"),
+    "kwargs list": ({"kwargs": [X]}, TypeError, "kwargs is list, expected a dict of keyword arguments"),
+    "kwargs twice": ({"inputs": {"x": X}, "kwargs": {}}, TypeError, "kwargs is given besides inputs of keyword arg"),
+    "kwargs of fit": (
+        {"model": Model([InputLayer(6), Dense(3)]), "kwargs": {}},
+        TypeError,
+        "kwargs is given, expected",
+    ),
     "script": ({"model": lambda: torch.jit.script(nn.Linear(6, 3))}, TypeError, "model is RecursiveScriptModule, exp"),
     "script within": (
         {"model": lambda: nn.Sequential(torch.jit.trace(nn.Linear(6, 3), X))},
@@ -292,6 +305,52 @@ INPUTS = {
 def test_inputs_and_outputs_of_any_shape(name):
     inputs, function = INPUTS[name]
     assert {"loss", "backward", "update"} <= {phase for phase, *_ in recorded(Calls(function), inputs).places}
+
+
+def test_an_optimizer_of_the_models_own():
+    """Its groups and options serve a copy; what was given has not moved, and has a scheduler that patches its step."""
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    net[0].bias.requires_grad_(False)
+    groups = [{"params": net[1].parameters()}, {"params": net[0].parameters(), "lr": 0.5, "momentum": 0.9}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    found = ModuleSubject(net, X, Y, MSE, optimizer).run(4)
+    losses = []
+    for _ in range(4):
+        losses.append(MSE(net(X), Y))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert found == torch.stack(losses).tolist()
+    assert found[-1] < 0.99 * found[0]
+
+
+#: Who is raced, and whether with layers of ours.
+WHO = {
+    "torch's": (lambda: nn.Sequential(nn.Linear(6, 3), nn.Tanh()), {"this": False, "converted": True}),
+    "none of ours": (lambda: nn.Bilinear(6, 6, 3), {"this": False}),
+    "ours": (lambda: scratchcuda.nn.Linear(6, 3), {"torch eager": False, "this": True}),
+}
+
+
+def has_ours(net):
+    return any(type(module) in TORCHS for module in net.modules())
+
+
+@pytest.mark.parametrize("name", WHO)
+def test_who_is_raced(name, monkeypatch):
+    make, who = WHO[name]
+    net, real, raced = make(), race.race, {}
+    has_ours = lambda net: any(type(module) in TORCHS for module in net.modules())  # noqa: E731
+    monkeypatch.setattr(
+        race, "race", lambda subjects, *rest, **how: raced.update(subjects) or real(subjects, *rest, **how)
+    )
+    kwargs = {"input2": X} if name == "none of ours" else None
+    found = profiled(net, X, Y, kwargs=kwargs, loss=MSE, optimizer=torch.optim.SGD)
+    assert {name: has_ours(subject.module) for name, subject in raced.items()} == who
+    assert list(found.steps) == list(who)
+    assert all(step.ratio for step in found.steps.values())
+    assert has_ours(net) == who["this"]
 
 
 def test_a_hugging_face_model():

@@ -11,20 +11,21 @@ from torch.overrides import TorchFunctionMode
 from scratchcuda.profiler.record import copied
 
 
-def owned(value: Any, name: str, is_data: bool = False) -> Any:
+def owned(value: Any, name: str, is_data: bool = False, memo: dict[int, Any] | None = None) -> Any:
     """A deep copy, also of what holds tensors that autograd has computed, as a layer that keeps its activation.
 
     Args:
         value: a model, a loss or data.
         name: of the argument that it is; none if its attributes are arguments.
         is_data: copy of each tensor its elements alone, and not the larger one that it may be a part of.
+        memo: what has a copy already, by id.
 
     Raises:
         TypeError: for what has no copy, such as a lock; it names the attribute.
     """
     with _Copies(is_data):
         try:
-            return copy.deepcopy(value)
+            return copy.deepcopy(value, memo)
         except Exception as error:
             where, what = _culprit(value, name, set()) or (name, value)
             message = f"{where} is a {type(what).__name__}, expected what copy.deepcopy can copy: {error}"

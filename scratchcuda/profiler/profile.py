@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import scratchcuda
-from scratchcuda import _backend, conditions, costs
+from scratchcuda import _backend, _checks, conditions, costs
 from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.model import Model
-from scratchcuda.nn import revert
+from scratchcuda.nn import convert, revert
 from scratchcuda.profiler import ceilings, kernels, race
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, clock_of
@@ -110,6 +111,7 @@ def profile(
     inputs: Any,
     targets: Any = None,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     optimizer: Optimizer | None = None,
     lr: float = 0.01,
@@ -127,10 +129,12 @@ def profile(
         inputs: of a batch: of our models x, as fit takes it; of a module its argument, a tuple of arguments, or a dict
             of keyword arguments, such as a tokenizer's output. A single argument that is a tuple or a dict: ``(it,)``.
         targets: of a batch; fit's y, or what the loss takes.
+        kwargs: keyword arguments of a module, besides inputs that are its argument or a tuple.
         loss: of a module's outputs and the targets -> (); the mean square of the outputs' first floating-point tensor
             if None.
-        optimizer: what makes a module's from its parameters, as ``partial(torch.optim.Adam, lr=0.1)``; SGD if None,
-            scratchcuda's if the module has layers of ours. Its step must need no closure.
+        optimizer: a module's own, of which a copy serves whose state begins anew; or what makes one from parameters,
+            such as ``torch.optim.Adam`` or ``partial(torch.optim.Adam, lr=0.1)``. SGD if None, scratchcuda's if the
+            module has layers of ours. Its step must need no closure.
         lr: learning rate of fit, or of SGD.
         compile: whether to compare with torch.compile, which takes seconds for each distinct op of ours; what it has
             compiled in this process before is dropped.
@@ -146,11 +150,12 @@ def profile(
         TypeError, ValueError: for arguments that do not fit, before anything is measured; and as fit or the module
             raise them.
     """
-    device = _device(model, inputs)
+    _checks.positive_int("samples", samples)
+    device = _device(model, (inputs, kwargs))
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"model is on {device}, expected on a CPU or a CUDA device")
     with _aside(device):
-        subject, others, notices = _subjects(model, inputs, targets, loss, optimizer, lr, compile)
+        subject, others, notices = _subjects(model, inputs, kwargs, targets, loss, optimizer, lr, compile)
         notices += kernels.notices(subject.device)
         if _backend.current == "emulator":
             notices.append("The emulator has run the kernels: times of theirs tell nothing of a GPU")
@@ -222,40 +227,53 @@ def _device(model: Any, inputs: Any) -> torch.device:
 
 
 def _subjects(
-    model: Any, inputs: Any, targets: Any, loss: Any, optimizer: Optimizer | None, lr: float, compile: bool
+    model: Any,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    targets: Any,
+    loss: Any,
+    optimizer: Optimizer | None,
+    lr: float,
+    compile: bool,
 ) -> tuple[Subject, dict[str, Subject], list[str]]:
     """What is profiled, its peers, and why there are none."""
     if isinstance(model, Model | SimpleLinearRegression):
-        if loss is not None or optimizer is not None:
-            raise TypeError(f"{'loss' if loss else 'optimizer'} is given, expected none: fit has the model's own")
+        for name, value in {"loss": loss, "optimizer": optimizer, "kwargs": kwargs}.items():
+            if value is not None:
+                raise TypeError(f"{name} is given, expected none: fit has the model's own")
         if targets is None:
             raise TypeError("targets is None, expected those of the batch, as fit takes them")
         if isinstance(inputs, Mapping):
             raise TypeError(f"inputs is {type(inputs).__name__}, expected x of the batch, as fit takes it")
         x, y = (data if isinstance(data, Tensor) else _as_tensor(data, model) for data in (inputs, targets))
+        _checks.not_empty("inputs", x)
         subject = FitSubject(model, x, y, lr)
         try:
             return subject, peers_of(model, x, y, lr, compile), []
         except TypeError as error:
             return subject, {}, [f"There is no ratio to torch: {error}"]
-    _check(model, targets, loss, optimizer)
+    _check(model, inputs, kwargs, targets, loss, optimizer)
     notices = []
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
         notices.append("The model is compiled, wholly or in part: its ops and steps are shown as they are without that")
     net = owned(model, "model")
-    reverted = revert(net)
+    is_ours, has_ours = bool(revert(net).swapped), bool(convert(net).swapped)
+    del net
     theirs = optimizer or partial(torch.optim.SGD, lr=lr)
-    if not (reverted.swapped or reverted.fused):
-        del net  # of which the subjects' copies would be copies
-        others = torch_subjects(model, inputs, targets, loss, theirs, compile)
-        this = others.pop("torch eager")
-        return this, {THIS: this} | others, notices
-    ours = optimizer or partial(scratchcuda.optim.SGD, lr=lr)
-    this = ModuleSubject(model, inputs, targets, loss, ours)
-    return this, torch_subjects(net, inputs, targets, loss, theirs, compile), notices
+    ours = partial(
+        ModuleSubject, model, inputs, targets, loss, optimizer or partial(scratchcuda.optim.SGD, lr=lr), kwargs
+    )
+    if is_ours:
+        others = torch_subjects(model, inputs, targets, loss, theirs, compile, kwargs, change=revert)
+        return ours(), others, notices
+    others = torch_subjects(model, inputs, targets, loss, theirs, compile, kwargs)
+    this = others.pop("torch eager")
+    if has_ours:
+        others["converted"] = ours(change=partial(convert, fuse=True))
+    return this, {THIS: this} | others, notices
 
 
-def _check(model: Any, targets: Any, loss: Any, optimizer: Any) -> None:
+def _check(model: Any, inputs: Any, kwargs: Any, targets: Any, loss: Any, optimizer: Any) -> None:
     """What is given for a module, as far as that can be told before a step."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected one of scratchcuda's or a torch.nn.Module")
@@ -265,13 +283,21 @@ def _check(model: Any, targets: Any, loss: Any, optimizer: Any) -> None:
     for name, parameter in model.named_parameters(prefix="model"):
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"{name} waits for a first input, expected parameters: call the model once")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs is {type(kwargs).__name__}, expected a dict of keyword arguments")
+    if kwargs is not None and isinstance(inputs, Mapping):
+        raise TypeError(
+            f"kwargs is given besides inputs of keyword arguments ({type(inputs).__name__}), expected one of the two"
+        )
+    for tensor in islice(costs.tensors_of((inputs, kwargs)), 1):
+        _checks.not_empty("inputs", tensor)
     if isinstance(targets, nn.Module):
         raise TypeError(f"targets is {targets!r}, expected data; a loss is given as loss=")
     if loss is not None and (isinstance(loss, type) or not callable(loss)):
         raise TypeError(f"loss is {loss!r}, expected a function of outputs and targets, as torch.nn.MSELoss()")
-    if optimizer is not None and not callable(optimizer):
+    if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)):
         raise TypeError(
-            f"optimizer is {type(optimizer).__name__}, expected what makes one of parameters, as torch.optim.Adam"
+            f"optimizer is {type(optimizer).__name__}, expected one of the model's, or a class, as torch.optim.Adam"
         )
 
 

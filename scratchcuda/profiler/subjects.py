@@ -1,6 +1,7 @@
 """What is profiled: training steps of our models, of any torch.nn.Module, and of these compiled."""
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from scratchcuda.profiler.clocks import nothing
 from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, listening, nodes_of, shown, watching
 
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+#: One of the given module's parameters, or what makes one of the parameters that are trained.
+Optimizer = torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Subject(Protocol):
@@ -80,7 +82,8 @@ class FitSubject:
 class ModuleSubject:
     """Steps of a module with autograd and an optimizer, eager or compiled.
 
-    They start from what the given module and loss hold, of which it needs that they stay as they are.
+    They start from what the given module and loss hold, of which it needs that they stay as they are. ``change`` is
+    called with the copy of the module that trains.
     """
 
     def __init__(
@@ -90,20 +93,23 @@ class ModuleSubject:
         targets: Any,
         loss: Callable[[Any, Any], Tensor] | None,
         optimizer: Optimizer,
+        kwargs: Mapping[str, Any] | None = None,
         compiled: bool = False,
+        change: Callable[[nn.Module], object] = lambda module: None,
     ):
         self.module = _eager(owned(module, "model"))
+        change(self.module)
         self.loss = owned(loss, "loss") if isinstance(loss, nn.Module) else loss
         if isinstance(inputs, Mapping):
             inputs = dict(inputs)
         elif not isinstance(inputs, tuple):
             inputs = (inputs,)
-        self.given = SimpleNamespace(inputs=inputs, targets=targets)
+        self.given = SimpleNamespace(inputs=inputs, kwargs=dict(kwargs or {}), targets=targets)
         self.start = list(zip(self._tensors(), _state(module, loss), strict=True))
         self.path = "torch.compile" if compiled else "eager"
-        self.device = next(costs.tensors_of((list(module.parameters()), inputs)), torch.empty(0)).device
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = _made(optimizer, parameters) if parameters else None
+        self.device = next(costs.tensors_of((list(module.parameters()), inputs, kwargs)), torch.empty(0)).device
+        trains = any(parameter.requires_grad for parameter in self.module.parameters())
+        self.optimizer = _made(optimizer, module, self.module) if trains else None
         self.reset()
         self.objective: Callable[[], Tensor] = self._objective
         self.update: Callable[[], object] = self.optimizer.step if self.optimizer else nothing
@@ -122,7 +128,7 @@ class ModuleSubject:
             tensor.grad = None
         # Of its own: a module may write into them, and they may get gradients.
         data = owned(self.given, "", is_data=True)
-        self.inputs, self.targets = data.inputs, data.targets
+        self.inputs, self.kwargs, self.targets = data.inputs, data.kwargs, data.targets
         if self.optimizer:
             self.optimizer.state.clear()
         torch.manual_seed(0)  # of what is drawn within
@@ -131,7 +137,9 @@ class ModuleSubject:
         return self._loss(self._outputs())
 
     def _outputs(self) -> Any:
-        return self.module(**self.inputs) if isinstance(self.inputs, dict) else self.module(*self.inputs)
+        if isinstance(self.inputs, dict):
+            return self.module(**self.inputs)
+        return self.module(*self.inputs, **self.kwargs)
 
     def _loss(self, outputs: Any) -> Tensor:
         if self.loss is None:
@@ -166,7 +174,7 @@ class ModuleSubject:
                 loss.backward()
         with _ranges.named("update"):
             self.update()
-        for tensor in (*self._tensors(), *costs.tensors_of((self.inputs, self.targets))):
+        for tensor in (*self._tensors(), *costs.tensors_of((self.inputs, self.kwargs, self.targets))):
             tensor.grad = None
 
     def run(self, steps: int) -> list[float]:
@@ -207,16 +215,22 @@ def _eager(module: nn.Module) -> nn.Module:
     return module
 
 
-def _made(optimizer: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of these parameters, if it serves here."""
-    made = optimizer(parameters)
+def _made(optimizer: Optimizer, given: nn.Module, own: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a copy of the given module, if it serves here."""
+    parameters = list(own.parameters())
+    if isinstance(optimizer, torch.optim.Optimizer):
+        memo: dict[int, Any] = dict(zip(map(id, given.parameters()), parameters, strict=True))
+        memo[id(optimizer.state)] = defaultdict(dict)  # which begins anew
+        made = owned(optimizer, "optimizer", memo=memo)
+    else:
+        made = optimizer([p for p in parameters if p.requires_grad])
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"optimizer returns {_words(made)}, expected a torch.optim.Optimizer")
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure and closure.default is inspect.Parameter.empty:
-        raise TypeError(f"optimizer makes {type(made).__name__}, expected one whose step needs no closure")
+        raise TypeError(f"optimizer is {type(made).__name__}, expected one whose step needs no closure")
     if not {id(p) for group in made.param_groups for p in group["params"]} <= set(map(id, parameters)):
-        raise ValueError(f"optimizer makes {type(made).__name__} of other parameters, expected of those it is given")
+        raise ValueError(f"optimizer is {type(made).__name__} of other parameters, expected one of the model's")
     return made
 
 
@@ -250,9 +264,17 @@ def peers_of(
 
 
 def torch_subjects(
-    net: nn.Module, inputs: Any, targets: Any, loss: Any, optimizer: Optimizer, compile: bool
+    net: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss: Any,
+    optimizer: Optimizer,
+    compile: bool,
+    kwargs: Mapping[str, Any] | None = None,
+    change: Callable[[nn.Module], object] = lambda module: None,
 ) -> dict[str, Subject]:
-    found: dict[str, Subject] = {"torch eager": ModuleSubject(net, inputs, targets, loss, optimizer)}
+    made = partial(ModuleSubject, net, inputs, targets, loss, optimizer, kwargs, change=change)
+    found: dict[str, Subject] = {"torch eager": made()}
     if compile:
-        found["torch.compile"] = ModuleSubject(net, inputs, targets, loss, optimizer, compiled=True)
+        found["torch.compile"] = made(compiled=True)
     return found

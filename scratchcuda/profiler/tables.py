@@ -49,7 +49,10 @@ def tables(profile: Profile, top: int | None = None, sort: str = "time") -> list
 
 
 def most(rows: Sequence[Row], top: int, key: Callable[[Row], float]) -> list[tuple[int, Row]]:
-    """The most expensive ops by this key, with their numbers; what several layers do alike is measured once, and one."""
+    """The most expensive ops by this key, with their numbers.
+
+    What several layers do alike has been measured once, and is one, with the number of the first.
+    """
     found: dict[tuple[object, ...], tuple[int, list[Row]]] = {}
     for i, row in enumerate(rows, 1):
         found.setdefault((row.phase, row.op, str(row.shapes), *row.warm, *row.cold), (i, []))[1].append(row)
