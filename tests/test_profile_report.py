@@ -19,7 +19,7 @@ from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.kernels import Kernel
 from scratchcuda.profiler.measure import Row
 from scratchcuda.profiler.race import Step
-from scratchcuda.profiler.tables import SORTS, tables
+from scratchcuda.profiler.tables import SORTS, compared, tables
 
 pytestmark = pytest.mark.backends("tensor")
 LIMITS = Ceilings("a device", {}, 1e12, dict.fromkeys(ceilings.DTYPES, 1e13), 1e-6)
@@ -91,6 +91,29 @@ def test_what_show_does_not_take(options, message):
         made([row(0)]).show(**options)
 
 
+def test_two_profiles_side_by_side():
+    first, second = made([row(0), row(1), row(6)]), made([row(0, warm=1e-5), replace(row(6), shapes=[[4, 16]])])
+    second.rows[1].op = "addmm"
+    second.dtype, second.conditions["versions"] = "float64", first.conditions["versions"] | {"torch": "1.0"}
+    second.steps["this"].seconds, second.conditions["date"] = [1e-5] * 3, "another day"
+    del second.steps["wrong"]
+    found = first.compare(second)
+    torch_there = first.conditions["versions"]["torch"]
+    assert found.differences == {"dtype": ("float32", "float64"), "torch": (torch_there, "1.0")}
+    assert found.ops("phase")["batch",].ratio == [0.5, 2.0, 8.0]  # so that it is a tie
+    steps, phases, layers, ops = compared(found, 2)
+    assert [line[-1] for line in steps.rows] == ["a tie", "5.00", ""]
+    assert [line[0] for line in phases.rows] == ["batch", "forward"]
+    assert phases.rows[1][1:] == ["80", "40 to 160", "40", "20 to 80", "a tie"]
+    assert layers.rows[0][:3] == ["1", "0 Dense", "batch"]
+    assert ["6 Dense", "forward", "mm.out", "40", "20 to 80", "", "", ""] in [
+        line[1:] for line in compared(found, 9)[-1].rows
+    ]
+    assert len(layers.rows) == len(ops.rows) == 2
+    with pytest.raises(TypeError, match="other is dict, expected a Profile"):
+        first.compare(second.as_dict())
+
+
 def test_many_ops_are_bars_by_layer_and_phase():
     rows = [replace(row(i, warm=1e-5), layer=f"{i % 4} Dense") for i in range(40)]
     axes = plots.bars(made(rows)).axes[0]
@@ -120,9 +143,13 @@ def test_the_terminal_shows_all_of_it(width):
     profile = made([replace(row(0), layer="encoder.layers.0.self_attn MultiheadAttention", limit="launch latency")])
     console = Console(record=True, width=width, file=io.StringIO())
     report.show(profile, 15, "time", console)
+    comparison = profile.compare(replace(profile, dtype="float64"))
+    report.show_comparison(comparison, 15, console)
     shown = console.export_text()
-    assert all(text in shown for text in ("a network", "Something is missing", "matmul<float>", "latency"))
-    numbers = {cell for of in tables(profile, 15) for line in of.rows for cell in line if cell[:1].isdigit()}
+    expected = ("a network", "Something is missing", "matmul<float>", "latency", "They differ in dtype, float32 and")
+    assert all(text in shown for text in expected)
+    texts = [*tables(profile, 15), *compared(comparison, 15)]
+    numbers = {cell for of in texts for line in of.rows for cell in line if cell[:1].isdigit()}
     assert numbers
     assert {cell for cell in numbers if cell not in shown} <= {"8x16, 1"}  # of words
     assert max(map(len, shown.splitlines())) <= width

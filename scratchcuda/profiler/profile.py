@@ -19,6 +19,7 @@ from scratchcuda.nn import convert, revert
 from scratchcuda.profiler import ceilings, kernels, race
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, clock_of
+from scratchcuda.profiler.comparison import Comparison
 from scratchcuda.profiler.measure import Row, measure
 from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, Recorder
@@ -87,6 +88,12 @@ class Profile:
         names = ("title", "dtype", "path", "conditions", "notices")
         limits = Ceilings(**found["ceilings"])
         return cls(**{name: found[name] for name in names}, ceilings=limits, rows=rows, steps=steps, trace={})
+
+    def compare(self, other: "Profile") -> Comparison:
+        """This one and another side by side, as of before and after a change; ``show`` prints the result."""
+        if not isinstance(other, Profile):
+            raise TypeError(f"other is {type(other).__name__}, expected a Profile")
+        return Comparison(self, other)
 
     def show(self, top: int = 15, sort: str = "time") -> None:
         """Print its tables; needs what pip install 'scratchcuda[cli]' brings, as save does.

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
@@ -11,8 +12,9 @@ from rich.markup import escape
 from scratchcuda import _checks
 from scratchcuda.conditions import sentence
 from scratchcuda.profiler import plots
+from scratchcuda.profiler.comparison import Comparison
 from scratchcuda.profiler.profile import Profile
-from scratchcuda.profiler.tables import SORTS, tables
+from scratchcuda.profiler.tables import SORTS, Text, compared, tables
 from scratchcuda.tables import open_console, print_table
 
 
@@ -24,11 +26,25 @@ def show(profile: Profile, top: int, sort: str, console: Console | None = None) 
     console = console or open_console()
     console.print(f"[bold]{escape(profile.title)}[/bold], {profile.path}", highlight=False)
     console.print(sentence(profile.conditions), highlight=False)
-    for text in tables(profile, top, sort):
-        console.print()
-        print_table(console, text.header, text.rows, words=text.words, title=text.title, note=text.note)
+    _print(console, tables(profile, top, sort))
     for notice in profile.notices:
         console.print(f"[yellow]{escape(notice)}[/yellow]", highlight=False)
+
+
+def show_comparison(comparison: Comparison, top: int, console: Console | None = None) -> None:
+    """Print what differs besides the times, then these."""
+    _checks.positive_int("top", top)
+    console = console or open_console()
+    if differences := comparison.differences:
+        text = "; ".join(f"{name}, {first} and {second}" for name, (first, second) in differences.items())
+        console.print(f"[yellow]They differ in {escape(text)}[/yellow]", highlight=False)
+    _print(console, compared(comparison, top))
+
+
+def _print(console: Console, texts: Sequence[Text]) -> None:
+    for text in texts:
+        console.print()
+        print_table(console, text.header, text.rows, words=text.words, title=text.title, note=text.note)
 
 
 def save(profile: Profile, folder: Path) -> list[Path]:

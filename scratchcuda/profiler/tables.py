@@ -1,8 +1,9 @@
 """The tables of a profile, as text: for the terminal and for the HTML report alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scratchcuda.profiler.comparison import Comparison, Sides
 from scratchcuda.profiler.measure import Row
 from scratchcuda.profiler.profile import Profile
 from scratchcuda.profiler.race import Step
@@ -94,6 +95,30 @@ def ratio(quartiles: list[float] | None) -> str:
     if quartiles is None:
         return ""
     return "a tie" if is_tie(quartiles) else f"{quartiles[1]:.2f}"
+
+
+def compared(comparison: Comparison, top: int) -> list[Text]:
+    """Steps, phases, and the most expensive layers and ops of two profiles."""
+    found = [_compared("Steps", [""], comparison.steps), _compared("Phases", ["phase"], comparison.ops("phase"))]
+    for title, names in {"Layers": ["layer", "phase"], "Ops": ["layer", "phase", "op"]}.items():
+        sides = comparison.ops(*names)
+        longest = sorted(sides, key=lambda key: -max(of[1] for of in (sides[key].first, sides[key].second) if of))
+        found.append(_compared(title, names, {key: sides[key] for key in sides if key in longest[:top]}))
+    found[
+        -1
+    ].note = "Of a step; of phases, layers and ops the sums of warm times, of layers and ops of those that take "
+    found[-1].note += "longest. Ratio: the first one's time divided by the second's; a tie where the quartiles overlap."
+    return found
+
+
+def _compared(title: str, names: Sequence[str], sides: Mapping[tuple[str, ...], Sides]) -> Text:
+    numbered = len(names) > 1
+    rows = []
+    for i, (key, both) in enumerate(sides.items(), 1):
+        times = [["", ""] if of is None else spread(of, 1e6) for of in (both.first, both.second)]
+        rows.append([*[str(i)] * numbered, *key, *times[0], *times[1], ratio(both.ratio)])
+    header = [*[""] * numbered, *names, "first, µs", "quartiles", "second, µs", "quartiles", "ratio"]
+    return Text(title, header, rows, "", tuple(names))
 
 
 def _layers(profile: Profile, groups: dict[tuple[str, str], list[Row]], rest: list[Row]) -> Text:
