@@ -1,6 +1,6 @@
 """Ranges: what runs by phase ("batch", "forward", "loss", "backward", "update") and layer, told to the profiler.
 
-All phases of a training step are within a range "step"; what a fit does before and after its steps is not.
+All phases of a training step are within one more, "step"; what a fit does before and after its steps is not.
 Where nobody listens, :func:`bound` and :func:`each` give back what they were given, so that a fit pays nothing.
 """
 

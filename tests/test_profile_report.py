@@ -117,7 +117,7 @@ def test_two_profiles_side_by_side():
 def test_many_ops_are_bars_by_layer_and_phase():
     rows = [replace(row(i, warm=1e-5), layer=f"{i % 4} Dense") for i in range(40)]
     axes = plots.bars(made(rows)).axes[0]
-    assert len(axes.patches) == 4 * len(plots.PHASES)
+    assert len(axes.patches) == 4 * 5
     assert axes.get_yticklabels()[0].get_text() == "0 Dense: 2 ops"
 
 

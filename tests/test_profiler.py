@@ -89,6 +89,13 @@ def test_layers_of_ones_own_tell_phases_and_layers():
     assert places(calls) == expected
 
 
+def test_ops_between_the_phases_belong_to_the_step():
+    model = mlp(Dense(6), Dense(6))
+    model.layers[1].w = model.layers[0].w
+    calls = recorded(FitSubject(model, X, X, 0.1))
+    assert {"clone", "copy_"} <= set(ops(calls, "step"))  # the copies that are updated apart
+
+
 def test_regressions_tell_their_phases():
     calls = recorded(FitSubject(SimpleLinearRegression(), X[:, 0], Y[:, 0], 0.1))
     assert places(calls) == [("loss", ""), ("update", "")]  # the plan has the target in its product

@@ -23,6 +23,7 @@ PHASES = {
     "loss": ("D", "xx", "0.8"),
     "backward": ("s", "//", "tab:orange"),
     "update": ("^", "\\\\", "tab:green"),
+    "step": ("P", "++", "0.7"),
 }
 #: Bars at most; the least expensive others are one bar.
 BARS = 24

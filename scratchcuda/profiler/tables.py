@@ -39,10 +39,8 @@ def tables(profile: Profile, top: int | None = None, sort: str = "time") -> list
     if top is not None:
         key = SORTS[sort]
         rows = most(profile.rows, top, key)
-        note = (
-            f" The most expensive of {len(profile.rows)} ops, by {sort}: what several layers do alike is one row, with "
-        )
-        note += "the number of the first. profile.json and report.html have all, in the order of the step."
+        note = f" The most expensive of {len(profile.rows)} ops, by {sort}; what several layers do alike is one row, "
+        note += "with the number of the first. profile.json and report.html have all, in the order of the step."
         for place in sorted(groups, key=lambda place: -sum(map(key, groups[place])))[top:]:
             rest += groups.pop(place)
     found = [_layers(profile, groups, rest), _times(profile, rows, note), _work(profile, rows), _steps(profile)]
@@ -104,10 +102,9 @@ def compared(comparison: Comparison, top: int) -> list[Text]:
         sides = comparison.ops(*names)
         longest = sorted(sides, key=lambda key: -max(of[1] for of in (sides[key].first, sides[key].second) if of))
         found.append(_compared(title, names, {key: sides[key] for key in sides if key in longest[:top]}))
-    found[
-        -1
-    ].note = "Of a step; of phases, layers and ops the sums of warm times, of layers and ops of those that take "
-    found[-1].note += "longest. Ratio: the first one's time divided by the second's; a tie where the quartiles overlap."
+    note = "Of a step; of phases, layers and ops the sums of warm times, of layers and ops of those that take longest. "
+    note += "Ratio: the first one's time divided by the second's; a tie where the quartiles overlap."
+    found[-1].note = note
     return found
 
 
