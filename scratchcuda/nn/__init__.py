@@ -6,38 +6,20 @@ package grew from; ``scratchcuda.nn.Linear`` is the layer. Names that are not ou
 scratchcuda import nn`` takes the place of ``from torch import nn``.
 """
 
+# isort: off  (of two imports of a name mypy believes the first, pyright the last)
+from typing import TYPE_CHECKING
+
 import torch
 
 from scratchcuda._fallback import fallback
-from scratchcuda.nn import functional
-from scratchcuda.nn.conversion import Conversion, convert, revert
-from scratchcuda.nn.layers import (
-    CrossEntropyLoss,
-    FusedSequential,
-    LazyLinear,
-    Linear,
-    MSELoss,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
+from scratchcuda.nn._ours import *
 
-__all__ = [
-    "Conversion",
-    "CrossEntropyLoss",
-    "FusedSequential",
-    "LazyLinear",
-    "Linear",
-    "MSELoss",
-    "ReLU",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "convert",
-    "functional",
-    "revert",
-]
+if TYPE_CHECKING:
+    from scratchcuda.nn import modules as modules
+    from torch.nn import *  # type: ignore[assignment, no-redef]
+    from scratchcuda.nn._ours import *
+    from scratchcuda.nn import modules as modules
+else:
+    from scratchcuda.nn._ours import __all__
 
-
-__getattr__, __dir__ = fallback(globals(), torch.nn)
+    __getattr__, __dir__, __all__ = fallback(globals(), torch.nn)

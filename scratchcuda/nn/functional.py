@@ -6,6 +6,8 @@ function, so results, gradients and errors are torch's: CPU tensors, tensor subc
 exports, and the arguments that the kernels do not know, which each docstring names.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -182,4 +184,7 @@ def _loss(name: str, input: Tensor, target: Tensor, *ignore_index: int) -> Tenso
     return loss if autocast else loss.to(input.dtype)
 
 
-__getattr__, __dir__ = fallback(globals(), functional)
+if TYPE_CHECKING:
+    from torch.nn.functional import *  # type: ignore[assignment]
+else:
+    __getattr__, __dir__, __all__ = fallback(globals(), functional)

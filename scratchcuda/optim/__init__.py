@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -144,4 +144,7 @@ def _local(tensor: Tensor) -> Tensor:
     return local
 
 
-__getattr__, __dir__ = fallback(globals(), torch.optim)
+if TYPE_CHECKING:
+    from torch.optim import *  # type: ignore[assignment]
+else:
+    __getattr__, __dir__, __all__ = fallback(globals(), torch.optim)

@@ -1,0 +1,1 @@
+from torch.nn.attention.flex_attention import *

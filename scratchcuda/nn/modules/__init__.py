@@ -1,0 +1,1 @@
+from scratchcuda.nn import *

@@ -1,0 +1,6 @@
+# isort: off
+from scratchcuda.nn.layers import LazyLinear as LazyLinear
+from scratchcuda.nn.layers import Linear as Linear
+from torch.nn.modules.linear import *  # type: ignore[assignment]
+from scratchcuda.nn.layers import LazyLinear as LazyLinear
+from scratchcuda.nn.layers import Linear as Linear

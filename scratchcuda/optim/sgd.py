@@ -1,0 +1,1 @@
+from scratchcuda.optim import SGD as SGD
