@@ -1,3 +1,4 @@
+# ruff: noqa: I001
 """Drop-in layers: torch.nn's, with the same parameters and behaviour, on the kernels of this package.
 
 Each class is a subclass of torch.nn's of the same name. :func:`convert` makes the layers of an existing model ours,
@@ -6,7 +7,6 @@ package grew from; ``scratchcuda.nn.Linear`` is the layer. Names that are not ou
 scratchcuda import nn`` takes the place of ``from torch import nn``.
 """
 
-# isort: off  (of two imports of a name mypy believes the first, pyright the last)
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from scratchcuda._fallback import fallback
 from scratchcuda.nn._ours import *
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # of two imports of a name mypy believes the first, pyright the last
     from scratchcuda.nn import modules as modules
     from torch.nn import *  # type: ignore[assignment, no-redef]
     from scratchcuda.nn._ours import *

@@ -1,4 +1,4 @@
-# isort: off
+# ruff: noqa: I001
 from scratchcuda.nn.layers import ReLU as ReLU
 from scratchcuda.nn.layers import Sigmoid as Sigmoid
 from scratchcuda.nn.layers import Softmax as Softmax

@@ -1,4 +1,4 @@
-# isort: off
+# ruff: noqa: I001
 from scratchcuda.nn.layers import LazyLinear as LazyLinear
 from scratchcuda.nn.layers import Linear as Linear
 from torch.nn.modules.linear import *  # type: ignore[assignment]
