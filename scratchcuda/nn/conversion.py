@@ -1,14 +1,16 @@
 """torch.nn's layers of a model made ours, and back: by their classes, so that each stays the very same object."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn import Module
 
 from scratchcuda import _backend
-from scratchcuda.nn import layers
+from scratchcuda.nn import fusing, layers
 
 _OURS: dict[type[Module], type[Module]] = {torch.nn.Sequential: layers.FusedSequential} | {
     getattr(torch.nn, ours.__name__): ours
@@ -34,17 +36,37 @@ class Conversion:
 
     Attributes:
         swapped: modules that have changed sides.
-        fused: activations that the Linear before them computes, as things stand.
-        left: modules that stay as they are, or unfused, and why.
+        fused: each Linear that computes the activation after it, as things stand, and which.
+        left: modules that stay as they are, and each Linear that computes no activation, and why.
+        kinds: the classes of all these as they were.
     """
 
     swapped: list[str] = field(default_factory=list)
-    fused: list[str] = field(default_factory=list)
+    fused: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} swapped, {len(self.fused)} fused, {len(self.left)} left"]
-        return "\n".join(lines + [f"  {name or 'the model'}: {reason}" for name, reason in self.left.items()])
+        lines = [f"{len(self.swapped)} swapped: {self._counted(self.swapped)}" if self.swapped else "0 swapped"]
+        if self.fused:
+            pairs = Counter(f"{self.kinds[name]} with {activation}" for name, activation in self.fused.items())
+            lines.append(f"{len(self.fused)} fused: {_counts(pairs)}")
+        lines.append(f"{len(self.left)} left")
+        for reason in dict.fromkeys(self.left.values()):
+            names = [name for name in self.left if self.left[name] == reason]
+            which = f" ({', '.join(name or 'the model' for name in names)})" if len(names) <= _FEW else ""
+            lines.append(f"  {self._counted(names)}: {reason}{which}")
+        return "\n".join(lines)
+
+    def _counted(self, names: list[str]) -> str:
+        return _counts(Counter(self.kinds[name] for name in names))
+
+
+_FEW = 3  # names that are told one by one
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def convert(
@@ -52,6 +74,7 @@ def convert(
     filter: Callable[[Module, str], bool] | None = None,
     *,
     fuse: bool = False,
+    inputs: Any = None,
 ) -> Conversion:
     """Makes the layers of a model ours, in place.
 
@@ -65,29 +88,48 @@ def convert(
         fuse: make each torch.nn.Sequential a :class:`FusedSequential`, in which a Linear computes the activation that
             follows it. Neither of the two changes, so each may be taken out, replaced, hooked, patched and called by
             itself.
+        inputs: of one call of the model, its argument, a tuple of arguments, or a dict of keyword arguments. With
+            ``fuse``, a Linear computes the activation as well where the forward of a module says ``act(layer(x))``, or
+            the same in two statements (:mod:`scratchcuda.nn.fusing`). Of the modules that do so in this call the class
+            becomes a subclass of the same name. The call leaves buffers and random numbers as they were.
 
     Returns:
-        what was swapped and what was left, and why; ``print`` shows it.
+        what was swapped and fused, and what was left, and why; ``print`` shows it.
     """
-    done, chosen = Conversion(), []
-    for name, module in _named(model):
+    if inputs is not None and not fuse:
+        raise ValueError(f"inputs is a {type(inputs).__name__}, expected None without fuse=True")
+    done, named, chosen = Conversion(), _named(model), []
+    if inputs is not None and any(map(torch.nn.parameter.is_lazy, model.parameters())):
+        raise ValueError("inputs are for a model whose parameters have their shapes: call it once before")
+    for name, module in named:
         theirs = _counterpart(module, _OURS)
-        if theirs is None or type(module) in TORCHS or (theirs is torch.nn.Sequential and not fuse):
+        if type(module) in TORCHS or type(module) in fusing.ORIGINALS or (theirs is torch.nn.Sequential and not fuse):
             continue
-        if reason := _unfit(module, theirs):
+        if theirs is None:
+            if _is_layer(module):
+                done.left[name] = "no layer of ours"
+        elif reason := _unfit(module, theirs):
             done.left[name] = reason
         elif filter is not None and not filter(module, name):
             done.left[name] = "refused by the filter"
         else:
             chosen.append(module)
-            done.swapped.append(name)
-    for module in chosen:  # now that no filter can raise any more
-        module.__class__ = _OURS[type(module)]
-    for name, layer, activation in _pairs(model) if fuse else ():
-        if reason := layers.unfused(layer, activation):
-            done.left[name] = f"not fused: {reason}"
-        else:
-            done.fused.append(name)
+    kinds = {module: type(module) for _, module in named}
+    trace = None
+    try:
+        for module in chosen:  # now that no filter can raise any more
+            module.__class__ = _OURS[type(module)]
+        if inputs is not None:
+            trace = _traced(model, inputs)
+    except BaseException:
+        for module, kind in kinds.items():
+            module.__class__ = kind
+        raise
+    done.swapped = [name for name, module in named if type(module) is not kinds[module]]
+    if fuse:
+        _tell_pairs(done, model, trace)
+    told = {*done.swapped, *done.fused, *done.left}
+    done.kinds = {name: kinds[module].__name__ for name, module in named if name in told}
     return done
 
 
@@ -98,16 +140,18 @@ def revert(model: Module) -> Conversion:
     """
     done = Conversion()
     for name, module in _named(model):
-        ours = _counterpart(module, TORCHS)
-        if ours is None:
+        kind, ours = type(module), _counterpart(module, TORCHS)
+        if original := TORCHS.get(kind) or fusing.ORIGINALS.get(kind):
+            if isinstance(module, layers.Linear) and module.activation != "none":
+                done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
+            else:
+                module.__class__ = original
+                done.swapped.append(name)
+        elif ours is None:
             continue
-        if type(module) is not ours:
-            done.left[name] = f"is a {type(module).__name__}, not exactly a scratchcuda.nn.{ours.__name__}"
-        elif isinstance(module, layers.Linear) and module.activation != "none":
-            done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
         else:
-            module.__class__ = TORCHS[ours]
-            done.swapped.append(name)
+            done.left[name] = f"is a {kind.__name__}, not exactly a scratchcuda.nn.{ours.__name__}"
+        done.kinds[name] = kind.__name__
     return done
 
 
@@ -134,11 +178,61 @@ def _unfit(module: Module, theirs: type[Module]) -> str:
     return ""
 
 
-def _pairs(model: Module) -> Iterator[tuple[str, Module, Module]]:
-    """The names of activations of ours after a Linear of ours, and the two, where FusedSequential's forward runs."""
-    for name, sequential in _named(model):
-        if getattr(sequential.forward, "__func__", None) is layers.FusedSequential.forward:
-            for (_, layer), (key, activation) in itertools.pairwise(sequential._modules.items()):
-                if type(layer) is layers.Linear and type(activation) in layers.ACTIVATIONS:
-                    assert activation is not None
-                    yield f"{name}.{key}" if name else key, layer, activation
+def _is_layer(module: Module) -> bool:
+    """Whether this computes something itself, and not only by the modules in it."""
+    if isinstance(module, torch.nn.Sequential | torch.nn.ModuleList | torch.nn.ModuleDict):
+        return False
+    is_torchs = type(module).__module__.startswith("torch.")
+    return not module._modules or (is_torchs and any(p is not None for p in module._parameters.values()))
+
+
+def _traced(model: Module, inputs: Any) -> fusing.Trace:
+    """A call of the model, of whose modules those become fusing ones that fuse in it."""
+    kinds = {}
+    for module in model.modules():
+        kind = type(module)
+        has_layers = any(type(part) is layers.Linear for part in module.modules())
+        if kind in TORCHS or "forward" in vars(module) or not has_layers:
+            continue
+        if ours := fusing.fused(kind):  # type: ignore[arg-type]
+            kinds[module], module.__class__ = kind, ours
+    trace = fusing.Trace(model, inputs)
+    for module in kinds.keys() - trace.within:
+        module.__class__ = kinds[module]
+    return trace
+
+
+def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> None:
+    """Which of our Linears compute the activation after them, and why others do not."""
+    pairs = dict(_neighbours(model))
+    for name, layer in _named(model):
+        if type(layer) is not layers.Linear:
+            continue
+        following = pairs.get(layer) or (trace and trace.met.get(layer))
+        kind, reason = type(following), ""
+        if trace and layer in trace.fused:
+            done.fused[name] = trace.fused[layer]
+        elif kind in layers.ACTIVATIONS:
+            reason = layers.unfused(layer, following)
+            if not reason and layer in pairs:
+                done.fused[name] = layers.ACTIVATIONS[kind]
+            elif not reason:
+                reason = "more than the activation may read what it returns"
+        elif kind.__module__.rpartition(".")[2].startswith("activation"):  # torch's, and those of transformers
+            reason = f"{kind.__name__} is no activation of ours"
+        elif layer not in pairs and layer.activation == "none":
+            if trace is None:
+                reason = "no Sequential calls it; inputs=... would show what does"
+            elif layer in trace.called:
+                reason = "no activation module is given what it returns"
+            else:
+                reason = "not called with these inputs"
+        if reason:
+            done.left[name] = f"not fused: {reason}"
+
+
+def _neighbours(model: Module) -> Iterator[tuple[Module, Module | None]]:
+    """What stands after each module where FusedSequential's forward runs."""
+    for module in model.modules():
+        if getattr(module.forward, "__func__", None) is layers.FusedSequential.forward:
+            yield from itertools.pairwise([*module._modules.values(), None])

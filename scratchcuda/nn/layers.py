@@ -5,6 +5,8 @@ other state, so copies, pickles and checkpoints go both ways.
 """
 
 import itertools
+from collections.abc import Iterable
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -99,20 +101,32 @@ class FusedSequential(torch.nn.Sequential):
     """
 
     def forward(self, input: Any) -> Any:
-        computed = False
-        modules: list[Any] = [*self._modules.values(), None]
-        for module, following in itertools.pairwise(modules):
-            if computed:  # by the Linear before it
-                computed = False
-            elif type(module) is Linear and type(input) in _TENSORS and not unfused(module, following, input.dim()):
-                input, computed = module(input, ACTIVATIONS[type(following)]), True
-            else:
-                input = module(input)
-        return input
+        return in_turn(self._modules.values(), input)
+
+
+def in_turn(functions: Iterable[Any], input: Any) -> Any:
+    """Modules, or other functions, one after another, each on what the one before it returns."""
+    computed = False
+    for function, following in itertools.pairwise([*functions, None]):
+        if computed:  # by the Linear before it
+            computed = False
+            continue
+        if type(function) is Linear and type(input) in _TENSORS:
+            activation = _MODULES.get(following) if type(following) in _FUNCTIONS else following
+            if not unfused(function, activation, input.dim()):
+                input, computed = function(input, ACTIVATIONS[type(activation)]), True
+                continue
+        input = function(input)
+    return input
 
 
 #: The activations that a Linear can compute.
 ACTIVATIONS: dict[type[Any], str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh", Softmax: "softmax"}
+_FUNCTIONS = (FunctionType, BuiltinFunctionType)
+#: Functions that compute what one of these does.
+_MODULES: dict[Any, torch.nn.Module] = dict.fromkeys((torch.relu, torch.nn.functional.relu, functional.relu), ReLU())
+_MODULES |= dict.fromkeys((torch.sigmoid, torch.nn.functional.sigmoid, functional.sigmoid), Sigmoid())
+_MODULES |= dict.fromkeys((torch.tanh, torch.nn.functional.tanh, functional.tanh), Tanh())
 _TENSORS = (Tensor, torch.nn.Parameter)
 #: As they are written here.
 _FORWARDS = {Linear: Linear.forward} | {kind: kind.forward for kind in ACTIVATIONS}
