@@ -1,0 +1,269 @@
+"""Layers that a module's forward calls one after another: which a conversion fuses, and that nobody can tell."""
+
+import copy
+import linecache
+import pickle
+
+import pytest
+import torch
+from oracle import same
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import prune
+
+import scratchcuda
+from scratchcuda.nn import convert, revert
+
+
+class Net(nn.Module):
+    """A model whose classes have other forwards below."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.act, self.soft, self.gelu, self.norm = nn.Tanh(), nn.Softmax(-1), nn.GELU(), nn.BatchNorm1d(6)
+        self.layers = nn.ModuleList([self.first, self.second])
+
+    def forward(self, x):
+        h = self.first(x)
+        h = self.act(h)
+        return self.third(self.act(self.norm(self.second(h))))
+
+
+class Private(Net):
+    def __init__(self):
+        super().__init__()
+        self.__act, self.scale = self.act, 2
+
+    def forward(self, x, *, scale=1):
+        """Its own names, its base's forward, and an argument by name."""
+        return super().forward(self.__act(self.third(x))) * scale * self.scale
+
+
+def nested(self, x):
+    return self.norm(self.second(self.norm(self.act(self.first(x)))))
+
+
+def in_statements(self, x):
+    z = self.first(x)
+    a = self.act(z)
+    return self.soft(self.second(a))
+
+
+def by_functions(self, x):
+    x = functional.relu(self.first(x))
+    x = self.second(x)
+    x = torch.tanh(x)
+    x = self.third(x)
+    return scratchcuda.nn.functional.sigmoid(x)
+
+
+def in_a_loop(self, x):
+    for layer in self.layers:
+        if self.training:
+            x = layer(x)
+            x = self.act(x)
+    return x
+
+
+def twice(self, x):
+    return self.act(self.first(self.gelu(self.first(x)))) + self.gelu(self.second(x))
+
+
+def named_twice(self, x):
+    h = z = self.first(x)
+    h = self.act(h)
+    return h + z
+
+
+def read_after(self, x):
+    h = self.first(x)
+    a = self.act(h)
+    return a + h
+
+
+def read_in_the_same(self, x):
+    h = self.first(x)
+    return self.act(h) + h
+
+
+def read_between(self, x):
+    h = self.first(x)
+    y = h.sum()
+    h = self.act(h)
+    return h + y
+
+
+def read_by_a_function(self, x):
+    later = lambda: h  # noqa: E731
+    h = self.first(x)
+    h = self.act(h + 0 * later())
+    return h
+
+
+def read_by_name(self, x):
+    h = self.first(x)
+    a = self.act(h)
+    return a + locals()["h"]
+
+
+def read_after_an_error(self, x):
+    try:
+        h = self.first(x)
+        h = self.act(h)
+        return h + h.nothing
+    except AttributeError:
+        return h
+
+
+def named_within(self, x):
+    return self.act(h := self.first(x)) + h
+
+
+def by_keyword(self, x):
+    return self.act(input=self.first(x))
+
+
+#: Of each the Linears that it lets compute an activation.
+FORWARDS = {
+    Net.forward: {"first": "tanh"},
+    Private.forward: {"third": "tanh"},
+    nested: {"first": "tanh"},
+    in_statements: {"first": "tanh", "second": "softmax"},
+    by_functions: {"first": "relu", "second": "tanh", "third": "sigmoid"},
+    in_a_loop: {"first": "tanh", "second": "tanh"},
+    twice: {"first": "tanh"},
+    named_twice: {},
+    read_after: {},
+    read_in_the_same: {},
+    read_between: {},
+    read_by_a_function: {},
+    read_by_name: {},
+    read_after_an_error: {},
+    named_within: {},
+    by_keyword: {},
+}
+CLASSES = [Net, Private, *(type(f"_{each.__name__}", (Net,), {"forward": each}) for each in [*FORWARDS][2:])]
+globals().update({kind.__name__: kind for kind in CLASSES})  # where pickle looks
+READ_AFTER = next(kind for kind in CLASSES if kind.forward is read_after)
+X = torch.randn(4, 6, dtype=torch.float64)
+
+
+def assert_alike(net, twin, call=lambda net: net(X), backend="emulator"):
+    """Outputs and gradients; bit for bit where torch computes both, as the kernels sum in another order."""
+    ours, theirs = call(net), call(twin)
+    found, wanted = (
+        torch.autograd.grad(y.square().sum(), [*one.parameters()], allow_unused=True, retain_graph=True)
+        for y, one in ((ours, net), (theirs, twin))
+    )
+    if backend == "tensor":
+        same(ours, theirs)
+    torch.testing.assert_close([ours, *found], [theirs, *wanted])
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_what_is_fused(kind, backend):
+    net = kind().double()
+    twin, state, text, random = copy.deepcopy(net), copy.deepcopy(net.state_dict()), repr(net), torch.get_rng_state()
+    done = convert(net, fuse=True, inputs=X)
+    assert done.fused == FORWARDS[kind.forward]
+    assert (type(net) is kind) == (not done.fused)
+    assert isinstance(net, kind)
+    same(net.state_dict(), state)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert repr(net) == text
+    assert not [module for module in net.modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert_alike(net, twin, backend=backend)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(other) is type(net)
+        assert_alike(other, twin, backend=backend)
+    assert revert(net).left == {}
+    assert type(net) is kind
+
+
+def patched(net):
+    forward = net.first.forward
+    net.first.forward = lambda x: forward(x) + 1
+
+
+def watched(net):
+    net.watched = []
+    net.first.register_forward_hook(lambda module, args, y: net.watched.append(y))
+
+
+#: Edits of what is fused, and what is then called, if not the network.
+EDITS = {
+    "nothing": lambda net: None,
+    "eval": lambda net: [net.eval(), None][-1],
+    "a layer alone": lambda net: net.first,
+    "both alone": lambda net: lambda x: net.act(x) + net.first(x),
+    "another activation": lambda net: setattr(net, "act", nn.ReLU()),
+    "another layer": lambda net: setattr(net, "first", copy.deepcopy(net.third)),
+    "a hook": lambda net: [watched(net), lambda x: net(x) + net.watched[-1]][-1],
+    "a forward": patched,
+    "a forward of the network": lambda net: setattr(net, "forward", lambda x: net.act(net.second(x))),
+    "a function": lambda net: setattr(net, "act", torch.cos) if net._modules.pop("act") else None,
+    "pruned": lambda net: [prune.l1_unstructured(net.first, "weight", 0.5), None][-1],
+    "weight norm": lambda net: [nn.utils.parametrizations.weight_norm(net.second), None][-1],
+    "reverted in part": lambda net: [revert(net.first), None][-1],
+    "autocast": lambda net: torch.autocast(X.device.type, torch.bfloat16, enabled=False)(net.forward),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits(edit, backend):
+    net = CLASSES[2]().double()
+    twin = copy.deepcopy(net)
+    convert(net, fuse=True, inputs=X)
+    calls = iter([EDITS[edit](each) or each for each in (net, twin)])
+    assert_alike(net, twin, lambda one: next(calls)(X), backend)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_patched_class_is_not_passed_by(compiles, monkeypatch):
+    net = Net().double()
+    twin = copy.deepcopy(net)
+    convert(net, fuse=True, inputs=X)
+    call = torch.compile(net, backend="aot_eager", fullgraph=True) if compiles else net
+    assert_alike(net, twin, lambda one: call(X) if one is net else one(X))
+    for forward in (nested, by_functions):
+        monkeypatch.setattr(Net, "forward", forward)
+        assert_alike(net, twin, lambda one: call(X) if one is net else one(X))
+
+
+def test_what_a_call_does_not_show_is_left():
+    net = nn.ModuleDict({"net": Net(), "other": Net(), "seq": nn.Sequential(nn.Linear(6, 6), nn.GELU())})
+    net.forward = lambda x, other: net["net"](net["seq"](x))
+    done = convert(net, fuse=True, inputs={"x": X.float(), "other": None})
+    assert [type(net[name]) is Net for name in ("net", "other")] == [False, True]
+    assert done.left["other.first"] == "not fused: not called with these inputs"
+    assert done.left["seq.0"] == "not fused: GELU is no activation of ours"
+    assert done.left["net.third"] == "not fused: no activation module is given what it returns"
+    assert convert(READ_AFTER(), fuse=True, inputs=X.float()).left["first"].startswith("not fused: more than the act")
+
+
+def test_a_call_that_fails_leaves_the_model_as_it_was():
+    net = Net()
+    kinds, state = [type(module) for module in net.modules()], copy.deepcopy(net.state_dict())
+    for inputs in (X, (X.float(), 1)):  # of another dtype, after the first layer; more than there are
+        with pytest.raises((RuntimeError, TypeError)):
+            convert(net, fuse=True, inputs=inputs)
+    with pytest.raises(ValueError, match="inputs is a Tensor, expected None without fuse=True"):
+        convert(net, inputs=X)
+    with pytest.raises(ValueError, match="call it once before"):
+        convert(nn.Sequential(nn.LazyLinear(3)), fuse=True, inputs=X)
+    assert [type(module) for module in net.modules()] == kinds
+    assert not [module for module in net.modules() if module._forward_hooks or module._forward_pre_hooks]
+    same(net.state_dict(), state)
+
+
+def test_a_source_that_is_not_what_runs_is_left(tmp_path):
+    file, names = tmp_path / "user.py", {"nn": nn}
+    lines = "class User(nn.Sequential):\n    def forward(self, x):\n        return self[1](self[0](x))"
+    exec(compile(lines, file, "exec"), names)
+    for source, fused in ((None, {}), (lines.replace("x)", "x) + 1"), {}), (lines, {"0": "relu"})):
+        if source:
+            file.write_text(source)
+            linecache.checkcache()
+        user = type("User", (names["User"],), {})(nn.Linear(6, 6), nn.ReLU())
+        assert convert(user, fuse=True, inputs=X.float()).fused == fused
