@@ -51,7 +51,8 @@ class Conversion:
         if self.fused:
             pairs = Counter(f"{self.kinds[name]} with {activation}" for name, activation in self.fused.items())
             lines.append(f"{len(self.fused)} fused: {_counts(pairs)}")
-        lines.append(f"{len(self.left)} left")
+        unfused = any(reason.startswith("not fused") for reason in self.left.values())
+        lines.append(f"{len(self.left)} left{' or not fused' if unfused else ''}")
         for reason in dict.fromkeys(self.left.values()):
             names = [name for name in self.left if self.left[name] == reason]
             which = f" ({', '.join(name or 'the model' for name in names)})" if len(names) <= _FEW else ""

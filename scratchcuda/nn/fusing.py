@@ -110,8 +110,9 @@ class _Chains(ast.NodeTransformer):
     def rewrite(self, definition: ast.FunctionDef) -> bool:
         nodes = list(ast.walk(definition))
         self.names = [node.id for node in nodes if isinstance(node, ast.Name)]
-        scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.Global, ast.Nonlocal, ast.Try)
-        if not any(isinstance(node, scopes) for node in nodes[1:]) and _READERS.isdisjoint(self.names):
+        if not _READERS.isdisjoint(self.names):
+            return False
+        if not any(isinstance(node, _OTHERS) for node in nodes[1:]):
             for node in nodes:
                 for block in ("body", "orelse"):
                     if isinstance(statements := getattr(node, block, None), list):
@@ -143,8 +144,10 @@ class _Chains(ast.NodeTransformer):
         return ast.copy_location(called, node)
 
 
-#: Names of functions that may read variables.
+#: Functions that may read the variables of who calls them.
 _READERS = {"locals", "eval", "exec", "vars", "dir"}
+#: What may read a variable otherwise than by what follows.
+_OTHERS = (*_DEFINITIONS, ast.Lambda, ast.Global, ast.Nonlocal, ast.Try, ast.TryStar)
 
 
 def _chain(node: ast.AST | None) -> list[ast.Call]:
