@@ -27,6 +27,20 @@ _IN_TURN = "_scratchcuda_in_turn"
 ORIGINALS: dict[type[Module], type[Module]] = {}
 
 
+class _Fusing:
+    """The first base of what :func:`fused` makes."""
+
+    def __init_subclass__(cls) -> None:
+        """Not told to the other base, which may count what derives from it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # pickle finds the class of that name, which is the original
+        reduced: Any = super().__reduce_ex__(protocol)
+        if type(self) not in ORIGINALS or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return reduced
+        _, (kind, *args), *rest = reduced
+        return _made, (ORIGINALS[kind], *args), *rest
+
+
 @functools.cache
 def fused(kind: type[Module]) -> type[Module] | None:
     """A class as this one, whose forward fuses; None where that is not written so."""
@@ -38,16 +52,8 @@ def fused(kind: type[Module]) -> type[Module] | None:
     def forward(self: Module, *args: Any, **kwargs: Any) -> Any:
         return (fusing if kind.forward is written else kind.forward)(self, *args, **kwargs)
 
-    def reduce(self: Module, protocol: Any) -> Any:  # pickle finds the class of that name, which is the original
-        reduced: Any = kind.__reduce_ex__(self, protocol)
-        if isinstance(reduced, str) or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
-            return reduced
-        _, (_, *args), *rest = reduced
-        return _made, (kind, *args), *rest
-
-    names = {"forward": forward, "__reduce_ex__": reduce}
-    names |= {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    made: type[Module] = type(kind)(kind.__name__, (kind,), names)  # type: ignore[misc]
+    names = {"forward": forward} | {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    made: type[Module] = type(kind)(kind.__name__, (_Fusing, kind), names)  # type: ignore[misc]
     ORIGINALS[made] = kind
     return made
 
