@@ -49,7 +49,8 @@ def run_tests(kernel: str, options: list[str]) -> None:
     faults = Faults()
     briefly = ["-q", "--tb=no", "--no-summary", "--hypothesis-profile=brief"]
     status = pytest.main([TESTS, "--backend=emulator", "-k", kernel, *briefly, *options], plugins=[faults])
-    print(*faults.found.values(), sep="\n", flush=True)
+    for fault in faults.found.values():
+        print(fault)
     sys.exit(status)
 
 
