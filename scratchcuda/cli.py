@@ -110,7 +110,7 @@ def compare_command(
     check_file(json_file, "--json")
     check_name(dtype, DTYPES, "--dtype")
     if lr is not None and not math.isfinite(lr):
-        raise typer.BadParameter(f"{lr} is not finite", param_hint="--lr")
+        raise typer.BadParameter(f"{lr}, expected a finite number", param_hint="--lr")
     where = check_device(device)
     names: list[str | None] = [*workloads] if workloads else [None]
     works = [workload_of(name, sizes, activation, batch, where) for name in names]

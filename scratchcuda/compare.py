@@ -389,6 +389,7 @@ def compare(
     fits: tuple[Callable[..., Any], ...] = (pair.fit_torch, pair.fit_scratch)
     for fit in fits:
         fit(min(2, epochs), lr, batch_size)
+    of_torch, of_scratch = pair.accuracies(epochs, lr, batch_size) if pair.classifies else ([], [])
     seconds: tuple[list[float], list[float]] = ([], [])
     results: list[Any] = []
     for repeat in range(repeats):
@@ -400,7 +401,6 @@ def compare(
             results.append(fit(epochs, lr, batch_size))
             times.append(time.perf_counter() - start)
     theirs, ours = results
-    of_torch, of_scratch = pair.accuracies(epochs, lr, batch_size) if pair.classifies else ([], [])
     return Comparison(
         title=work.title,
         device=device_name(torch.device(device)),

@@ -68,12 +68,12 @@ def check_device(device: str) -> torch.device:
 
 
 def check_file(path: Path | None, option: str, endings: Collection[str] = ()) -> None:
-    """A file that will be written, if one is asked for; `-` stands for the output.
+    """A file that will be written, if one is asked for.
 
     Args:
-        endings: those that it may have; none are all.
+        endings: those that it may have; none are all, and `-`, the output.
     """
-    if path is None or str(path) == "-":
+    if path is None or (str(path) == "-" and not endings):
         return
     if endings and path.suffix[1:].lower() not in endings:
         text = f"{path} ends in {path.suffix or 'nothing'}, expected .{' or .'.join(endings)}"

@@ -309,6 +309,11 @@ def test_bad_options_are_exit_status_2(arguments, message, monkeypatch):
     assert message in result.output
 
 
+def test_peers_have_a_key_each():
+    assert list(fits.KEYS.values()) == list(fits.PEERS)
+    assert not {" ", ",", "'"} & set("".join(fits.KEYS))
+
+
 def test_marks_are_filled_and_missed():
     page = "a\n<!-- x: begin -->\nformer text\n<!-- x: end -->\nb"
     assert marks.filled(page, "x", "new\n") == page.replace("former text", "new")

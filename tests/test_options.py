@@ -32,11 +32,7 @@ def test_tables_keep_their_numbers(width, capsys):
     lines = (console.file.getvalue() if console else capsys.readouterr().out).splitlines()
     assert (lines[0].strip(), lines[-1].strip()) == ("title", "note")
     assert width is None or max(map(len, lines)) <= width
-    assert {cell for row in rows for cell in row[1:] if any(cell in line for line in lines)} == {
-        *rows[0][1:],
-        *rows[1][1:],
-    }
-    assert "…" not in "".join(lines)
+    assert all(any(cell in line for line in lines) for row in rows for cell in row[1:])
     assert width or [line.split()[0] for line in lines[1:4]] == ["peer", "one,", "torch.compile,"]  # a line each
 
 

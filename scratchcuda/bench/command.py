@@ -93,9 +93,9 @@ def bench_command(
         raise typer.BadParameter(str(error), param_hint="--device") from None
     known = workloads(where) | (rows.TINY if dry else {})
     names = check_names(workload, known, "--workload") or (rows.DTYPES if sizes is None else [])
-    chosen = {name if batch is None else f"{name} batch {batch}": known[name] for name in names}
+    chosen = {name: known[name] for name in names}
     if batch is not None:
-        chosen = {name: replace(work, batch_size=batch) for name, work in chosen.items()}
+        chosen = {f"{name} batch {batch}": replace(work, batch_size=batch) for name, work in chosen.items()}
     if sizes is not None or activation is not None:
         work = workload_of(None, sizes, activation, batch, where)
         chosen[f"{sizes} {activation or 'relu'} batch {work.batch_size}"] = work
