@@ -37,14 +37,12 @@ from scratchcuda.tables import open_console, print_table
 
 #: Longer trajectories are printed with some of their epochs; the JSON file has them all.
 TABLE_ROWS = 40
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
 #: Dtypes in which trajectories can be compared.
 DTYPES = ("float64", "float32")
 #: Of a picture, by its name's ending.
 PICTURES = ("png", "svg", "pdf")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def _version(value: bool) -> None:

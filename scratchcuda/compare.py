@@ -365,7 +365,6 @@ def compare(
     dtype: str = "float64",
     epochs: int | None = None,
     lr: float | None = None,
-    batch_size: int | None = None,
     seed: int = 0,
     repeats: int = 3,
     progress: Callable[[str], None] = lambda stage: None,
@@ -376,14 +375,14 @@ def compare(
         work: what to train, one of :func:`workloads` or a :func:`network`.
         device: a torch device.
         dtype: "float64" or "float32".
-        epochs, lr, batch_size: the workload's own if None.
+        epochs, lr: the workload's own if None.
         seed: of the data and the initial values.
         repeats: how often each fit is timed, after one warm-up each on few epochs.
         progress: told before each fit, ``2 * repeats`` times, what comes.
     """
     epochs = work.epochs if epochs is None else epochs
     lr = work.lr if lr is None else lr
-    batch_size = work.batch_size if batch_size is None else batch_size
+    batch_size = work.batch_size
     pair = Pair(work, device, getattr(torch, dtype), seed)
     before = pair.prediction_mape()
     fits: tuple[Callable[..., Any], ...] = (pair.fit_torch, pair.fit_scratch)
