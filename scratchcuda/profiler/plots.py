@@ -50,8 +50,9 @@ def roofline(profile: Profile) -> Figure:
     axes = figure.subplots()
     ceilings = profile.ceilings
     points = [(row.flops / row.bytes, row.rate, i, row.phase) for i, row in enumerate(profile.rows, 1) if row.flops]
-    numbers = {i for i, _ in most(profile.rows, LABELS, lambda row: row.seconds if row.flops else -1)}
-    numbers &= {i for _, _, i, _ in points}
+    numbers = {i for _, _, i, _ in points}
+    if len(numbers) > LABELS:
+        numbers &= {i for i, _ in most(profile.rows, LABELS, lambda row: row.seconds if row.flops else -1)}
     dtypes = sorted({row.dtype for row in profile.rows if row.dtype in ceilings.flops})
     ridge = max(ceilings.flops[dtype] for dtype in dtypes) / ceilings.bandwidth
     left = min([0.05, *(x / 2 for x, *_ in points)])
