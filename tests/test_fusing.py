@@ -41,13 +41,13 @@ class Private(Net):
 
 
 def nested(self, x):
-    return self.norm(self.second(self.norm(self.act(self.first(x)))))
+    return self.norm(self.second(self.norm(self.act(self.first(x))))) + 0 * torch.rand(())
 
 
 def in_statements(self, x):
     z = self.first(x)
     a = self.act(z)
-    return self.soft(self.second(a))
+    return functional.softmax(self.soft(self.second(a)), dim=0)
 
 
 def by_functions(self, x):
@@ -67,6 +67,8 @@ def in_a_loop(self, x):
 
 
 def twice(self, x):
+    order = iter([self.norm, self.third])
+    x = next(order)(next(order)(x))
     return self.act(self.first(self.gelu(self.first(x)))) + self.gelu(self.second(x))
 
 
@@ -124,6 +126,13 @@ def by_keyword(self, x):
     return self.act(input=self.first(x))
 
 
+def read_by_the_call(self, x):
+    h = self.first(x)
+    h = (self.act, self.gelu)[h.dim() - 2 if self.training else h.ndim](h)
+    h = self.second(h)
+    return (self.gelu, self.act)[h.ndim - 1](h)
+
+
 #: Of each the Linears that it lets compute an activation.
 FORWARDS = {
     Net.forward: {"first": "tanh"},
@@ -142,6 +151,7 @@ FORWARDS = {
     read_after_an_error: {},
     named_within: {},
     by_keyword: {},
+    read_by_the_call: {},
 }
 CLASSES = [Net, Private, *(type(f"_{each.__name__}", (Net,), {"forward": each}) for each in [*FORWARDS][2:])]
 globals().update({kind.__name__: kind for kind in CLASSES})  # where pickle looks
@@ -261,7 +271,7 @@ def test_a_source_that_is_not_what_runs_is_left(tmp_path):
     file, names = tmp_path / "user.py", {"nn": nn}
     lines = "class User(nn.Sequential):\n    def forward(self, x):\n        return self[1](self[0](x))"
     exec(compile(lines, file, "exec"), names)
-    for source, fused in ((None, {}), (lines.replace("x)", "x) + 1"), {}), (lines, {"0": "relu"})):
+    for source, fused in ((None, {}), (lines.replace("(x))", "(x)) + 1"), {}), (lines, {"0": "relu"})):
         if source:
             file.write_text(source)
             linecache.checkcache()

@@ -191,12 +191,10 @@ def _traced(model: Module, inputs: Any) -> fusing.Trace:
     """A call of the model, of whose modules those become fusing ones that fuse in it."""
     kinds = {}
     for module in model.modules():
-        kind = type(module)
         has_layers = any(type(part) is layers.Linear for part in module.modules())
-        if kind in TORCHS or "forward" in vars(module) or not has_layers:
-            continue
-        if ours := fusing.fused(kind):  # type: ignore[arg-type]
-            kinds[module], module.__class__ = kind, ours
+        ours = fusing.fused(type(module)) if has_layers else None  # type: ignore[arg-type]
+        if ours:
+            kinds[module], module.__class__ = type(module), ours
     trace = fusing.Trace(model, inputs)
     for module in kinds.keys() - trace.within:
         module.__class__ = kinds[module]

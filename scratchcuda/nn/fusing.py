@@ -174,7 +174,7 @@ class Trace:
         fused: each Linear that has computed an activation, and which.
         within: the modules that have called these.
         called: all modules that have been called.
-        met: each Linear that has computed none and whose result was given to another module, and that module.
+        met: each Linear whose result was given to another module, and that module.
     """
 
     def __init__(self, model: Module, inputs: Any):
@@ -207,5 +207,5 @@ class Trace:
     @_ranges.looking_on
     def _after(self, module: Module, args: tuple[Any, ...], result: Any) -> None:
         self._running.pop()
-        if type(module) is Linear and module not in self.fused and isinstance(result, Tensor):
+        if type(module) is Linear and isinstance(result, Tensor):
             self._results[id(result)] = weakref.ref(result), module
