@@ -191,13 +191,11 @@ def show(found: Comparison, console: Console) -> None:
         soft_wrap=True,
     )
     ours, theirs = (1e3 * statistics.median(times) for times in (found.scratch_seconds, found.torch_seconds))
-    times = (
-        f"scratch {ours:.1f} ms ({found.path}), torch.nn {theirs:.1f} ms, "
-        f"ratio {found.ratio:.1f} (medians of {len(found.scratch_seconds)})"
-    )
+    took = f"scratch {ours:.1f} ms ({found.path}), torch.nn {theirs:.1f} ms, "
+    took += f"ratio {found.ratio:.1f} (medians of {len(found.scratch_seconds)})"
     if _backend.current == "emulator":
-        times = f"scratch on the emulator ({found.path}), whose time is no speed"
-    console.print(f"Whole fit with validation: {times}", highlight=False, soft_wrap=True)
+        took = f"scratch on the emulator ({found.path}), whose time is no speed"
+    console.print(f"Whole fit with validation: {took}", highlight=False, soft_wrap=True)
     console.print(verdict(found), soft_wrap=True)
 
 

@@ -87,7 +87,7 @@ def pytest_configure(config):
     if "emulator" in asked(config) and not config.option.collectonly:
         try:
             emulator.build(_emulator.asked())  # or each test would try, and fail
-        except BuildError as error:
+        except (BuildError, ValueError) as error:
             what = "tests need the emulator, but for those that --backend tensor runs, and it cannot be built"
             raise pytest.UsageError(f"{what}: {error}") from None
 

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import test_kernels
 import torch
 import try_kernel
-from oracle import assert_right
+from oracle import assert_right, assert_within, same
 
 pytestmark = pytest.mark.backends("emulator")
 
@@ -41,6 +42,16 @@ def test_of_each_op_and_dtype_one_fault_is_shown():
     assert "    element [1, 2] is 1.5, expected 0.75, 7.5e-01 off; by norm" in double
     assert " in float16" in half
     assert "crashed" in other
+
+
+def test_what_has_to_be_the_same_is_told_by_element():
+    ours = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    with pytest.raises(
+        AssertionError, match=r"^relu \(2, 2\) in float32: element \[1, 0\] is 2, expected 9, .*; 1 of 4"
+    ):
+        same(ours, torch.tensor([[0.0, 1.0], [9.0, 3.0]]), "relu")
+    with pytest.raises(AssertionError, match=r"^sgd_update_ \(2, 2\) in float32: element \[1, 1\] is 3, expected 2.5"):
+        assert_within(0.1, ours, np.array([[0.0, 1.0], [2.0, 2.5]]), "sgd_update_")
 
 
 def test_without_a_compiler_there_is_one_message(tmp_path):

@@ -22,6 +22,8 @@ TESTS = "tests/test_kernels.py"
 KERNELS = sorted(["matmul", *(path.stem for path in (ROOT / "csrc/kernels").glob("*.cu"))])
 #: After the first failure: the same mistake shows in one test after another.
 SECONDS = 8
+#: The command line, whose errors are a kernel's here: without Python's frames.
+TRAIN = "import sys; sys.tracebacklimit = 0; from scratchcuda.__main__ import main; main()"
 
 
 class Faults:
@@ -38,7 +40,7 @@ class Faults:
             what, _, how = message.removeprefix("AssertionError: ").partition(": ")
             test = report.nodeid.partition("::")[2]
             kind = re.match(r"(\w+).* in (\w+)", what)
-            lines = f"{what}\n    {how}\n    {test}"
+            lines = "\n    ".join(filter(None, (what, how, test)))
             self.found.setdefault(" ".join(kind.groups()) if kind else test.partition("[")[0], lines)
             self.end = min(self.end, time.monotonic() + SECONDS)
         if time.monotonic() > self.end:
@@ -70,7 +72,7 @@ def main() -> int:
     status = tests.exitcode or 0
     if status > pytest.ExitCode.TESTS_FAILED:  # it does not compile, say
         return status
-    train = [sys.executable, "-m", "scratchcuda", "compare", arguments.workload, "--epochs", "8", "--repeats", "1"]
+    train = [sys.executable, "-c", TRAIN, "compare", arguments.workload, "--epochs", "8", "--repeats", "1"]
     trained = subprocess.run(train, check=False).returncode
     if status:
         print(f"The tests of {arguments.kernel} fail, as said above.")
