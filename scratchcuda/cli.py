@@ -133,7 +133,7 @@ def compare_command(
     if plot is not None:
         draw(first, plot)
     if json_file is not None:
-        write(json.dumps(first.as_dict(), indent=1), json_file)
+        write(json.dumps(first.as_dict() | {"further": [found.as_dict() for found in others]}, indent=1), json_file)
     raise typer.Exit(not all(found.agrees for found in (first, *others)))
 
 

@@ -35,7 +35,7 @@ def test_compare_prints_draws_and_writes(tmp_path):
     assert result.output.count("MAPE of predictions") == 1
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "c.json").read_text())
-    assert found["agrees"] is True
+    assert (found["agrees"], [other["agrees"] for other in found["further"]]) == (True, [True])
     assert len(found["scratch"]["train"]) == len(found["torch"]["valid"]) == found["epochs"] == 2
     assert found["scratch"]["accuracy"] == found["torch"]["accuracy"]
     assert len(found["torch"]["accuracy"]) == 2

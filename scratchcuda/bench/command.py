@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from scratchcuda import conditions
+from scratchcuda import _backend, conditions
 from scratchcuda.bench import fits, rows
 from scratchcuda.bench.agreement import TOLERANCE
 from scratchcuda.bench.run import dumps, run
@@ -119,6 +119,8 @@ def bench_command(
     begun = time.perf_counter()
     result = conditions.conditions(where) | {"dry": dry, "ceilings": vars(limits)}
     loudly = ", A DRY RUN ON THE CPU: IT MEASURES NOTHING" if dry else ""
+    if _backend.current == "emulator":
+        loudly += ", ON THE EMULATOR, WHOSE TIMES ARE NO SPEED"
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     console.print(f"{result['device']}, {result['threads']} thread(s), {versions}{loudly}", highlight=False)
     console.print(
