@@ -1,5 +1,6 @@
 """Layers that a module's forward calls one after another: which a conversion fuses, and that nobody can tell."""
 
+import contextlib
 import copy
 import linecache
 import pickle
@@ -23,11 +24,29 @@ class Net(nn.Module):
         self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
         self.act, self.soft, self.gelu, self.norm = nn.Tanh(), nn.Softmax(-1), nn.GELU(), nn.BatchNorm1d(6)
         self.layers = nn.ModuleList([self.first, self.second])
+        self.which = self.count = 0
+        self.nothing = None
 
     def forward(self, x):
         h = self.first(x)
         h = self.act(h)
         return self.third(self.act(self.norm(self.second(h))))
+
+    def route(self, x):
+        self.which = 1
+        return x
+
+    @property
+    def next(self):
+        self.count += 1
+        return (self.second, self.act, self.first)[self.count - 1]
+
+    def fails(self, h):
+        raise ArithmeticError
+
+    def reads(self, h):
+        self.later, later = None, self.later
+        return h + next(later)
 
 
 class Private(Net):
@@ -70,6 +89,45 @@ def twice(self, x):
     order = iter([self.norm, self.third])
     x = next(order)(next(order)(x))
     return self.act(self.first(self.gelu(self.first(x)))) + self.gelu(self.second(x))
+
+
+def on_a_route(self, x):
+    self.which = 0
+    x = self.route(x)
+    x = self.layers[self.which](x)
+    return self.act(x)
+
+
+def by_a_property(self, x):
+    self.count = 0
+    x = self.next(x)
+    x = self.next(x)
+    return self.next(x)
+
+
+def added_to(self, x):
+    self.which = 0
+    h = self.route(x)
+    self.which += torch.sum(h)
+    return self.act(self.first(x)) + self.which
+
+
+def read_after_a_suppressed_error(self, x):
+    h = x
+    with contextlib.suppress(ArithmeticError):
+        h = self.first(x)
+        h = self.fails(h)
+    return self.act(self.second(h))
+
+
+def read_by_a_generator(self, x):
+    self.later = (h for _ in "a")  # noqa: F821
+    h = self.first(x)
+    return self.reads(h)
+
+
+def asks_for_its_class(self, x):
+    return self.act(self.first(x)) * len(type(self).__mro__)
 
 
 def named_twice(self, x):
@@ -142,6 +200,12 @@ FORWARDS = {
     by_functions: {"first": "relu", "second": "tanh", "third": "sigmoid"},
     in_a_loop: {"first": "tanh", "second": "tanh"},
     twice: {"first": "tanh"},
+    on_a_route: {"second": "tanh"},
+    by_a_property: {"second": "tanh"},
+    added_to: {"first": "tanh"},
+    read_after_a_suppressed_error: {"second": "tanh"},
+    read_by_a_generator: {},
+    asks_for_its_class: {},
     named_twice: {},
     read_after: {},
     read_in_the_same: {},
@@ -184,7 +248,7 @@ def test_what_is_fused(kind, backend):
     assert repr(net) == text
     assert not [module for module in net.modules() if module._forward_hooks or module._forward_pre_hooks]
     assert_alike(net, twin, backend=backend)
-    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+    for other in (copy.deepcopy(net), *(pickle.loads(pickle.dumps(net, protocol)) for protocol in (1, 2, 5))):
         assert type(other) is type(net)
         assert_alike(other, twin, backend=backend)
     assert revert(net).left == {}
@@ -249,7 +313,7 @@ def test_what_a_call_does_not_show_is_left():
     assert done.left["other.first"] == "not fused: not called with these inputs"
     assert done.left["seq.0"] == "not fused: GELU is no activation of ours"
     assert done.left["net.third"] == "not fused: no activation module is given what it returns"
-    assert convert(READ_AFTER(), fuse=True, inputs=X.float()).left["first"].startswith("not fused: more than the act")
+    assert convert(READ_AFTER(), fuse=True, inputs=X.float()).left["first"].startswith("not fused: no forward shows")
 
 
 def test_a_call_that_fails_leaves_the_model_as_it_was():
@@ -277,3 +341,91 @@ def test_a_source_that_is_not_what_runs_is_left(tmp_path):
             linecache.checkcache()
         user = type("User", (names["User"],), {})(nn.Linear(6, 6), nn.ReLU())
         assert convert(user, fuse=True, inputs=X.float()).fused == fused
+
+
+def nothing_follows(self, x):
+    h = self.first(x)
+    h = self.nothing(h)
+    return self.act(self.second(h))
+
+
+@pytest.mark.parametrize("forward", [nothing_follows, in_statements])
+def test_an_error_comes_from_its_line(forward):
+    net = type("Mine", (Net,), {"forward": forward})()
+    net.nothing = torch.cos
+    twin, places = copy.deepcopy(net), []
+    assert "second" in convert(net, fuse=True, inputs=X.float()).fused
+    for one in (net, twin):
+        one.nothing, one.second = None, nn.Linear(7, 6)
+        with pytest.raises((TypeError, RuntimeError)) as caught:
+            one(X.float())
+        places.append([entry.lineno for entry in caught.traceback if entry.name == forward.__name__])
+    assert places[0] == places[1] != []
+
+
+class Registered(type):
+    def __new__(cls, name, bases, names, **options):
+        if any(base.__name__ == name for base in bases):
+            raise TypeError(f"there is a {name}")
+        return super().__new__(cls, name, bases, names)
+
+
+class Counting(Net):
+    counted = 0
+
+    def __init_subclass__(cls, by=1):
+        Counting.counted += by
+
+    def __reduce__(self):
+        return self.__class__, (), self.__dict__
+
+
+class Counted(Counting, by=2):
+    pass
+
+
+def test_what_users_do_with_classes():
+    registered = Registered("Mine", (Net,), {})()
+    assert convert(registered, fuse=True, inputs=X.float()).fused == {}
+    counted, before = Counted(), Counting.counted
+    assert convert(counted, fuse=True, inputs=X.float()).fused
+    assert Counting.counted == before
+    twin = pickle.loads(pickle.dumps(counted))
+    assert type(twin) is type(counted)
+    derived = type(counted)
+    counted.__class__ = type("Derived", (derived,), {})
+    assert Counting.counted == before + 1
+    assert revert(counted).left == {"": "is a Derived, derived from what fuses"}
+    static = type("Static", (Net,), {"forward": staticmethod(lambda x: torch.tanh(torch.relu(x)))})()
+    assert convert(static, fuse=True, inputs=X.float()).fused == {}
+
+
+class Calls(nn.Module):
+    """Calls a part by its forward, and has what a call fills in, is compiled, or is a script."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.compiled = Net(), torch.compile(Net(), backend="eager")
+        self.script = torch.jit.script(nn.Linear(6, 6))
+        self.register_buffer("filled", None)
+
+    def forward(self, x):
+        self.filled = x.sum()
+        self.register_buffer("more", x.sum())
+        return self.compiled(self.net.forward(self.script(x)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_parts_that_are_called_otherwise():
+    net = Calls()
+    done = convert(net, fuse=True, inputs=X.float())
+    assert done.fused == {"net.first": "tanh", "compiled._orig_mod.first": "tanh"}
+    assert type(net.net) is not Net
+    assert dict(net.named_buffers(recurse=False)) == {}
+
+
+def test_a_function_that_is_changed_itself_is_followed(monkeypatch):
+    net = Net()
+    convert(net, fuse=True, inputs=X.float())
+    monkeypatch.setattr(Net.forward, "__code__", by_functions.__code__)  # as what reloads a source does
+    same(net(X.float()), by_functions(net, X.float()))

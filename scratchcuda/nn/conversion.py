@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import Module
+from torch.nn.utils import parametrize
 
 from scratchcuda import _backend
 from scratchcuda.nn import fusing, layers
@@ -100,11 +101,11 @@ def convert(
     if inputs is not None and not fuse:
         raise ValueError(f"inputs is a {type(inputs).__name__}, expected None without fuse=True")
     done, named, chosen = Conversion(), _named(model), []
-    if inputs is not None and any(map(torch.nn.parameter.is_lazy, model.parameters())):
+    if inputs is not None and any(map(torch.nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         raise ValueError("inputs are for a model whose parameters have their shapes: call it once before")
     for name, module in named:
         theirs = _counterpart(module, _OURS)
-        if type(module) in TORCHS or type(module) in fusing.ORIGINALS or (theirs is torch.nn.Sequential and not fuse):
+        if type(module) in TORCHS or _is_fused(module) or (theirs is torch.nn.Sequential and not fuse):
             continue
         if theirs is None:
             if _is_layer(module):
@@ -142,16 +143,18 @@ def revert(model: Module) -> Conversion:
     done = Conversion()
     for name, module in _named(model):
         kind, ours = type(module), _counterpart(module, TORCHS)
-        if original := TORCHS.get(kind) or fusing.ORIGINALS.get(kind):
+        if kind in TORCHS or _is_fused(module):
             if isinstance(module, layers.Linear) and module.activation != "none":
                 done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
             else:
-                module.__class__ = original
+                module.__class__ = TORCHS.get(kind) or fusing.original(kind)
                 done.swapped.append(name)
-        elif ours is None:
-            continue
-        else:
+        elif ours is not None:
             done.left[name] = f"is a {kind.__name__}, not exactly a scratchcuda.nn.{ours.__name__}"
+        elif any(fusing.original(base) is not base for base in kind.__mro__):
+            done.left[name] = f"is a {kind.__name__}, derived from what fuses"
+        else:
+            continue
         done.kinds[name] = kind.__name__
     return done
 
@@ -187,17 +190,26 @@ def _is_layer(module: Module) -> bool:
     return not module._modules or (is_torchs and any(p is not None for p in module._parameters.values()))
 
 
+def _is_fused(module: Module) -> bool:
+    return fusing.original(type(module)) is not type(module)
+
+
 def _traced(model: Module, inputs: Any) -> fusing.Trace:
-    """A call of the model, of whose modules those become fusing ones that fuse in it."""
+    """A call of the model, of whose modules those become fusing ones that have layers that fuse in it."""
+    ours: dict[type[Module], type[Module] | None] = {}
     kinds = {}
     for module in model.modules():
-        has_layers = any(type(part) is layers.Linear for part in module.modules())
-        ours = fusing.fused(type(module)) if has_layers else None  # type: ignore[arg-type]
-        if ours:
-            kinds[module], module.__class__ = type(module), ours
+        kind = type(module)
+        if parametrize.is_parametrized(module) or not any(type(part) is layers.Linear for part in module.modules()):
+            continue
+        if kind not in ours:
+            ours[kind] = None if isinstance(module, torch.jit.ScriptModule) else fusing.fused(kind)
+        if made := ours[kind]:
+            kinds[module], module.__class__ = kind, made
     trace = fusing.Trace(model, inputs)
-    for module in kinds.keys() - trace.within:
-        module.__class__ = kinds[module]
+    for module, kind in kinds.items():
+        if trace.fused.keys().isdisjoint(module.modules()):
+            module.__class__ = kind
     return trace
 
 
@@ -216,8 +228,10 @@ def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> 
             if not reason and layer in pairs:
                 done.fused[name] = layers.ACTIVATIONS[kind]
             elif not reason:
-                reason = "more than the activation may read what it returns"
-        elif kind.__module__.rpartition(".")[2].startswith("activation"):  # torch's, and those of transformers
+                reason = "no forward shows that the activation alone reads what it returns"
+        elif kind in _OURS:
+            reason = f"its {kind.__name__} is torch's"
+        elif _is_activation(kind):
             reason = f"{kind.__name__} is no activation of ours"
         elif layer not in pairs and layer.activation == "none":
             if trace is None:
@@ -228,6 +242,11 @@ def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> 
                 reason = "not called with these inputs"
         if reason:
             done.left[name] = f"not fused: {reason}"
+
+
+def _is_activation(kind: type[Any]) -> bool:
+    """Of torch, and of transformers, whose modules of activations have like names."""
+    return kind.__module__.rpartition(".")[2].startswith("activation") and kind is not torch.nn.MultiheadAttention
 
 
 def _neighbours(model: Module) -> Iterator[tuple[Module, Module | None]]:

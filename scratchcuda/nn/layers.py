@@ -5,7 +5,6 @@ other state, so copies, pickles and checkpoints go both ways.
 """
 
 import itertools
-from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -101,23 +100,29 @@ class FusedSequential(torch.nn.Sequential):
     """
 
     def forward(self, input: Any) -> Any:
-        return in_turn(self._modules.values(), input)
+        computed = False
+        modules: list[Any] = [*self._modules.values(), None]
+        for module, following in itertools.pairwise(modules):
+            if computed:  # by the Linear before it
+                computed = False
+            elif activation := computed_with(module, following, input):
+                input, computed = module(input, activation), True
+            else:
+                input = module(input)
+        return input
 
 
-def in_turn(functions: Iterable[Any], input: Any) -> Any:
-    """Modules, or other functions, one after another, each on what the one before it returns."""
-    computed = False
-    for function, following in itertools.pairwise([*functions, None]):
-        if computed:  # by the Linear before it
-            computed = False
-            continue
-        if type(function) is Linear and type(input) in _TENSORS:
-            activation = _MODULES.get(following) if type(following) in _FUNCTIONS else following
-            if not unfused(function, activation, input.dim()):
-                input, computed = function(input, ACTIVATIONS[type(activation)]), True
-                continue
-        input = function(input)
-    return input
+def computed_with(function: Any, following: Any, input: Any) -> str:
+    """The activation that a Linear computes along, as nobody can tell the difference; none if it does not.
+
+    Args:
+        function, following: what is called on the input, and on its result.
+    """
+    if type(function) is Linear and type(input) in _TENSORS:
+        activation = _MODULES.get(following) if type(following) in _FUNCTIONS else following
+        if not unfused(function, activation, input.dim()):
+            return ACTIVATIONS[type(activation)]
+    return ""
 
 
 #: The activations that a Linear can compute.
@@ -147,14 +152,15 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
         return "the layer before it has an activation already"
     if kind is Softmax and activation.dim != -1 and (dims is None or activation.dim != dims - 1):
         return "it does not run over the last dimension"
-    if _is_watched(layer) or _is_watched(activation) or _has_any_global_hook():
+    if is_watched(layer) or is_watched(activation) or _has_any_global_hook():
         return "hooks would see other values"
     if _has_own_forward(layer, Linear) or _has_own_forward(activation, kind):
         return "one of the two has a forward of its own"
     return _uncompiled(layer, activation) if torch.compiler.is_compiling() else ""
 
 
-def _is_watched(module: torch.nn.Module) -> bool:
+def is_watched(module: torch.nn.Module) -> bool:
+    """Whether hooks of its own see what it is given or returns; a profiler's, which look on, do not count."""
     before, after = module._forward_pre_hooks, module._forward_hooks
     if not (before or after or module._backward_hooks or module._backward_pre_hooks):
         return False
