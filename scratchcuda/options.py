@@ -84,14 +84,17 @@ def check_file(path: Path | None, option: str, endings: Collection[str] = ()) ->
     _try_to_write(path if path.exists() else folder, option)
 
 
-def check_folder(path: Path | None, option: str) -> None:
-    """A folder that files will be written into, if one is asked for; it is made if it is not there."""
+def check_folder(path: Path | None, option: str, names: Collection[str] = ()) -> None:
+    """A folder that files of these names will be written into, if one is asked for; it is made if it is not there."""
     if path is None:
         return
     nearest = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
     if not nearest.is_dir():
         raise typer.BadParameter(f"{nearest} is a file, expected a folder", param_hint=option)
     _try_to_write(nearest, option)
+    for name in names:
+        if (path / name).exists():
+            check_file(path / name, option)
 
 
 def _try_to_write(path: Path, option: str) -> None:

@@ -3,6 +3,7 @@
 import io
 import re
 from functools import partial
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_commands_keep_their_numbers(command, width, shown):
         (lambda *where: check_file(*where, ["png", "svg"]), "plot.gif", "ends in .gif, expected .png or .svg"),
         (check_folder, f"{__file__}/folder", "is a file, expected a folder"),
         (check_folder, "/proc/no/such", "/proc is not writable"),
+        (partial(check_folder, names=("tests",)), Path(__file__).parents[1], "tests is no file in an existing folder"),
     ],
 )
 def test_what_cannot_be_written_is_said(check, path, message, tmp_path, monkeypatch):

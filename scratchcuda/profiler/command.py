@@ -33,6 +33,7 @@ from scratchcuda.options import (
     written,
 )
 from scratchcuda.profiler import kernels, profile
+from scratchcuda.profiler.profile import FILES
 from scratchcuda.profiler.record import Ranges
 from scratchcuda.profiler.subjects import FitSubject
 from scratchcuda.profiler.tables import SORTS
@@ -90,7 +91,7 @@ def profile_command(
     scratchcuda profile digits --out report
     scratchcuda profile --sizes 1024,4096,10 --batch 512 --dtype bfloat16
     """
-    check_folder(out, "--out")
+    check_folder(out, "--out", FILES)
     check_file(json_file, "--json")
     check_name(dtype, DTYPES, "--dtype")
     check_name(sort, SORTS, "--sort")

@@ -1,6 +1,6 @@
 """The plots of a profile: its roofline, and where the step's time goes."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -50,9 +50,10 @@ def roofline(profile: Profile) -> Figure:
     axes = figure.subplots()
     ceilings = profile.ceilings
     points = [(row.flops / row.bytes, row.rate, i, row.phase) for i, row in enumerate(profile.rows, 1) if row.flops]
-    numbers = {i for _, _, i, _ in points}
+    numbers = [i for _, _, i, _ in points]
     if len(numbers) > LABELS:
-        numbers &= {i for i, _ in most(profile.rows, LABELS, lambda row: row.seconds if row.flops else -1)}
+        costly = most(profile.rows, LABELS, lambda row: row.seconds if row.flops else -1)
+        numbers = [i for i, row in costly if row.flops]
     dtypes = sorted({row.dtype for row in profile.rows if row.dtype in ceilings.flops})
     ridge = max(ceilings.flops[dtype] for dtype in dtypes) / ceilings.bandwidth
     left = min([0.05, *(x / 2 for x, *_ in points)])
@@ -81,12 +82,12 @@ def roofline(profile: Profile) -> Figure:
     return figure
 
 
-def _label(axes: Axes, points: list[tuple[float, float, int]], numbers: Collection[int]) -> None:
+def _label(axes: Axes, points: list[tuple[float, float, int]], numbers: Sequence[int]) -> None:
     """Numbers beside their points; points that lie on one another share a label, and no label covers another one."""
     at = {i: (x, y) for x, y, i in points}
     pixels = {i: axes.transData.transform(xy) for i, xy in at.items()}
     groups: list[list[int]] = []
-    for i in sorted(numbers):
+    for i in numbers:
         x, y = pixels[i]
         near = (g for g in groups if max(abs(pixels[g[0]][0] - x), abs(pixels[g[0]][1] - y)) < NEAR)
         if (group := next(near, None)) is not None:
@@ -126,8 +127,9 @@ def _label(axes: Axes, points: list[tuple[float, float, int]], numbers: Collecti
 
 
 def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:6]))
-    return shown if len(numbers) <= 6 else f"{shown}, ..."
+    """Six in a line."""
+    lines = [sorted(numbers)[i : i + 6] for i in range(0, len(numbers), 6)]
+    return ",\n".join(", ".join(map(str, line)) for line in lines)
 
 
 def bars(profile: Profile) -> Figure:

@@ -25,6 +25,8 @@ from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, Recorder
 from scratchcuda.profiler.subjects import FitSubject, ModuleSubject, Optimizer, Subject, peers_of, torch_subjects
 
+#: What :meth:`Profile.save` writes.
+FILES = ("profile.json", "trace.json", "roofline.png", "step.png", "report.html")
 #: The name of what is profiled among its peers.
 THIS = "this"
 

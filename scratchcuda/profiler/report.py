@@ -13,7 +13,7 @@ from scratchcuda import _checks
 from scratchcuda.conditions import sentence
 from scratchcuda.profiler import plots
 from scratchcuda.profiler.comparison import Comparison
-from scratchcuda.profiler.profile import Profile
+from scratchcuda.profiler.profile import FILES, Profile
 from scratchcuda.profiler.tables import SORTS, Text, compared, tables
 from scratchcuda.tables import open_console, print_table
 
@@ -48,19 +48,19 @@ def _print(console: Console, texts: Sequence[Text]) -> None:
 
 
 def save(profile: Profile, folder: Path) -> list[Path]:
-    """Write profile.json, trace.json, roofline.png, step.png, and report.html, which holds all of them.
+    """Write :data:`FILES`, of which the last, report.html, holds all others.
 
     Args:
         profile: what to write.
         folder: is made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {
-        "profile.json": json.dumps(profile.as_dict(), indent=1).encode(),
-        "trace.json": json.dumps(profile.trace).encode(),
-        "roofline.png": plots.png(plots.roofline(profile)),
-        "step.png": plots.png(plots.bars(profile)),
-    }
+    *names, page = FILES
+    contents = [
+        json.dumps(found, indent=indent).encode() for found, indent in ((profile.as_dict(), 1), (profile.trace, None))
+    ]
+    contents += [plots.png(draw(profile)) for draw in (plots.roofline, plots.bars)]
+    found = dict(zip(names, contents, strict=True))
     encoded = {name: base64.b64encode(content).decode() for name, content in found.items()}
     template = Environment(loader=PackageLoader("scratchcuda.profiler", "."), autoescape=True).get_template(
         "report.html"
@@ -68,6 +68,6 @@ def save(profile: Profile, folder: Path) -> list[Path]:
     html = template.render(
         profile=profile, conditions=sentence(profile.conditions), tables=tables(profile), files=encoded
     )
-    for name, content in (found | {"report.html": html.encode()}).items():
+    for name, content in (found | {page: html.encode()}).items():
         (folder / name).write_bytes(content)
-    return [folder / name for name in (*found, "report.html")]
+    return [folder / name for name in FILES]

@@ -41,7 +41,8 @@ def tables(profile: Profile, top: int | None = None, sort: str = "time") -> list
         rows = most(profile.rows, top, key)
         note = f" The most expensive of {len(profile.rows)} ops, by {sort}; what several layers do alike is one row, "
         note += "with the number of the first. profile.json and report.html have all, in the order of the step."
-        for place in sorted(groups, key=lambda place: -sum(map(key, groups[place])))[top:]:
+        hidden = sorted(groups, key=lambda place: -sum(map(key, groups[place])))[top:]
+        for place in hidden if len(hidden) > 1 else ():  # one takes no more room than its name
             rest += groups.pop(place)
     found = [_layers(profile, groups, rest), _times(profile, rows, note), _work(profile, rows), _steps(profile)]
     return [*found, _kernels(rows)] if any(row.kernels for _, row in rows) else found
