@@ -3,7 +3,6 @@
 import io
 import re
 from functools import partial
-from functools import partial
 from pathlib import Path
 
 import pytest
