@@ -116,7 +116,7 @@ def _label(axes: Axes, points: list[tuple[float, float, int]], numbers: Sequence
             text = axes.annotate(xytext=offset, ha=side, **place)
             box = text.get_window_extent()
             text.remove()
-            is_inside = inside.containsx(box.x0) and inside.containsx(box.x1) and inside.containsy(box.y0)
+            is_inside = all(map(inside.contains, (box.x0, box.x1), (box.y0, box.y1)))
             crowds.append((box.count_overlaps(taken) + (not is_inside), box))
             if crowds[-1][0] == 0:
                 break
@@ -140,7 +140,7 @@ def bars(profile: Profile) -> Figure:
     ]
     if len(lines) > BARS:
         lines = [
-            (f"{layer or phase}: {len(rows)} ops", sum(row.seconds for row in rows), phase)
+            (f"{layer or phase}: {len(rows)} op{'s' * (len(rows) > 1)}", sum(row.seconds for row in rows), phase)
             for (layer, phase), rows in places(profile.rows).items()
         ]
     least = sorted((seconds for _, seconds, _ in lines), reverse=True)[:BARS][-1]
