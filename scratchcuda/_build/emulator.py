@@ -55,7 +55,7 @@ def build(variants: Iterable[str] = (), extra: Iterable[Path] = ()) -> Path:
     calls += [[*compiler.words, *own, include, str(path)] for path in sorted((csrc() / "emulator").glob("*.cpp"))]
     link = [*compiler.words, "-shared"]
     link += [flag for flag in kernels if flag.startswith("-fsanitize=") and flag != "-fsanitize=alignment"]
-    libraries = ["-Wl,-Bsymbolic", "-ldl"]
+    libraries = ["-Wl,-Bsymbolic", "-Wl,--no-undefined", "-ldl"]  # a launcher that is missing is a fault of the build
     if not extra:
         ops = ["-DSCRATCHCUDA_EMULATOR=1", f"-DSCRATCHCUDA_NAMESPACE={namespace(variants)}", *toolchain.STABLE_FLAGS]
         ops += [f"-isystem{torch.folder}/include", include]
