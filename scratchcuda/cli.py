@@ -211,7 +211,8 @@ def show_briefly(found: Comparison, console: Console) -> None:
 
 def verdict(found: Comparison) -> str:
     if math.isnan(found.worst):
-        ours = [math.isnan(train + valid) for train, valid in zip(found.scratch.train, found.scratch.valid, strict=True)]
+        losses = zip(found.scratch.train, found.scratch.valid, strict=True)
+        ours = [math.isnan(train + valid) for train, valid in losses]
         if True in ours and all(map(math.isfinite, [*found.torch.train, *found.torch.valid])):
             return f"[red]They disagree[/red]: scratchcuda is NaN from epoch {ours.index(True)} on, torch.nn is not."
         return "[red]They cannot be compared[/red]: the training diverged to NaN. A smaller --lr may help."

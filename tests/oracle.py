@@ -9,23 +9,32 @@ import math
 import numpy as np
 import torch
 
+#: Of ops that have several.
+RESULTS = dict.fromkeys(("mse", "cross_entropy"), ("loss", "gradient"))
+RESULTS |= {"dense_backward_weights": ("dw", "db"), "dense_update_": ("w", "b")}
 #: Units in the last place by which exp, log and tanh may err: those of CUDA and of glibc, by their manuals.
 FUNCTION_UNITS = 2
 
 
-def same(found, expected, what="", **options):
-    """As torch.equal, of sequences too, but a failure says what differs, and of two tensors the first element."""
+def same(found, expected, what="", rtol=0, **options):
+    """As torch.equal, of sequences too, but a failure says in a line what differs, of tensors the first element."""
     __tracebackhide__ = True
+    if isinstance(found, (tuple, list)) and len(found) == len(expected):
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            same(*pair, f"{what}[{i}]", rtol, **options)
+        return
 
     def words(text):
+        text = " ".join(text.split())
         if isinstance(found, torch.Tensor) and found.shape == expected.shape and found.device == expected.device:
-            wrong = ~torch.isclose(found, expected.to(found.dtype), rtol=0, atol=0)
+            equal_nan = options.get("equal_nan", False)
+            wrong = ~torch.isclose(found, expected.to(found.dtype), rtol=rtol, atol=0, equal_nan=equal_nan)
             if wrong.any():
                 text = f"{first(wrong, found, expected)}; {wrong.sum()} of {wrong.numel()} differ"
             text = f"{shown(found)} in {shown(found.dtype)}: {text}"
         return f"{what} {text}".lstrip()
 
-    torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=words, **options)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=0, msg=words, **options)
 
 
 def assert_within(limit, ours, truth, what):
@@ -167,8 +176,9 @@ def assert_right(name, args, found):
     unit, sum_unit = torch.finfo(dtype).eps, np.finfo(sum_type(dtype)).eps
     with np.errstate(all="ignore"):
         results = formula(name, args), formula(name, args, sum_type(dtype)), magnitudes(name, args)
-        for i, (ours, truth, loop, summed) in enumerate(zip(found, *results, strict=True)):
-            what = f"{name}({', '.join(map(shown, args))}) in {shown(dtype)}, result {i}"
+        call = f"{name}({', '.join(map(shown, args))}) in {shown(dtype)}"
+        for result, ours, truth, loop, summed in zip(RESULTS.get(name, [""]), found, *results, strict=True):
+            what = f"{call}, {result}" if result else call
             right = narrowed(truth, dtype)
             assert (ours.dtype, ours.shape) == (dtype, right.shape), f"{what}: {ours.dtype}, {tuple(ours.shape)}"
             finite = right.isfinite()
@@ -181,7 +191,7 @@ def assert_right(name, args, found):
             limit += math.sqrt(sizes.size) * torch.finfo(dtype).smallest_normal * unit
             worst = torch.as_tensor(abs(off) == np.max(abs(off), initial=0))
             assert norm(off) <= limit, (
-                f"{what}: {first(worst, ours, truth)}; by norm {norm(off):.2g} off, expected {limit:.2g} at most"
+                f"{what}: worst {first(worst, ours, truth)}; by norm {norm(off):.2g} off, expected {limit:.2g} at most"
             )
 
 
