@@ -36,10 +36,11 @@ test: $(READY)
 stand-in: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -p tests.stand_in.plugin --backend kernels $(ARGS)
 
-WORKLOAD ?= mlp
+# As the kernel asks for, if empty.
+WORKLOAD ?=
 
 try: $(READY)
-	@$(BIN)/python tools/try_kernel.py '$(KERNEL)' --workload $(WORKLOAD) $(ARGS)
+	@$(BIN)/python tools/try_kernel.py '$(KERNEL)' --workload '$(WORKLOAD)' $(ARGS)
 
 CUDA_VENV     ?= .venv-cuda
 CUDA_TORCH    ?= torch==2.11.0

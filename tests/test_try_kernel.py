@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_kernels_are_known(monkeypatch):
 
 
 def test_of_each_op_and_dtype_one_fault_is_shown():
-    faults = try_kernel.Faults()
+    faults = try_kernel.Faults(Mock())
     for dtype in (torch.float64, torch.float16):
         for size in (3, 4):
             delta, a = torch.ones(2, size, dtype=dtype), torch.full((2, size), 0.5, dtype=dtype)

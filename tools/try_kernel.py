@@ -1,17 +1,20 @@
 """After an edit in csrc/kernels: its tests on the emulator, a line for each fault, and a training beside torch.nn.
 
 ``python tools/try_kernel.py softmax`` is ``make try KERNEL=softmax``; further arguments go to pytest. Exit status 1 if
-a test fails or the trainings disagree. The tests run in the emulator's usual build alone; ``make test`` has the other.
+a test fails or does not end, or the trainings disagree. The tests run in the emulator's usual build alone; ``make
+test`` has the other.
 """
 
 import argparse
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from multiprocessing import Process
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -20,18 +23,32 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/test_kernels.py"
 #: What the tests are named after.
 KERNELS = sorted(["matmul", *(path.stem for path in (ROOT / "csrc/kernels").glob("*.cu"))])
+#: Workloads that run all of a kernel of which the documents' network runs a part.
+TRAININGS = {"losses": ["digits", "mlp"]}
 #: After the first failure: the same mistake shows in one test after another.
 SECONDS = 8
+#: No test of a kernel that ends takes as long.
+MOST_SECONDS = 60
 #: The command line, whose errors are a kernel's here: without Python's frames.
 TRAIN = "import sys; sys.tracebacklimit = 0; from scratchcuda.__main__ import main; main()"
 
 
 class Faults:
-    """Of the failures of an op in a dtype, and of those of a test that name neither, the first: what is wrong."""
+    """Of the failures of an op in a dtype, and of those of a test that name neither, the first: what is wrong.
 
-    def __init__(self) -> None:
+    They are told as each test begins, with its name, and at the end: the process may die of a kernel.
+    """
+
+    def __init__(self, told: Connection) -> None:
+        self.told = told
         self.found: dict[str, str] = {}
         self.end = math.inf
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.told.send((nodeid.partition("::")[2], [*self.found.values()]))
+
+    def pytest_sessionfinish(self) -> None:
+        self.told.send(("", [*self.found.values()]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -47,36 +64,60 @@ class Faults:
             pytest.exit("this is enough to tell", pytest.ExitCode.TESTS_FAILED)
 
 
-def run_tests(kernel: str, options: list[str]) -> None:
-    faults = Faults()
+def run_tests(kernel: str, options: list[str], told: Connection) -> None:
     briefly = ["-q", "--tb=no", "--no-summary", "--hypothesis-profile=brief"]
-    status = pytest.main([TESTS, "--backend=emulator", "-k", kernel, *briefly, *options], plugins=[faults])
-    for fault in faults.found.values():
+    briefly += ["--capture=sys", "-p", "no:faulthandler"]  # the last words of a kernel, without Python's frames
+    sys.exit(pytest.main([TESTS, "--backend=emulator", "-k", kernel, *briefly, *options], plugins=[Faults(told)]))
+
+
+def tested(kernel: str, options: list[str]) -> int:
+    """The exit status of the tests, in a process that may die of a kernel; says what is wrong."""
+    heard, told = Pipe(duplex=False)
+    tests = Process(target=run_tests, args=(kernel, options, told))
+    tests.start()
+    told.close()
+    test, faults = "", []
+    while heard.poll(MOST_SECONDS if test else None):
+        try:
+            test, faults = heard.recv()
+        except EOFError:
+            break
+    else:
+        tests.kill()
+        faults.append(f"\n{test} has run for {MOST_SECONDS} seconds: a kernel does not end")
+        sys.exit("\n".join(faults))
+    tests.join()
+    status = tests.exitcode or 0
+    if status < 0:
+        faults.append(f"\n{test} died of {signal.Signals(-status).name}")
+    for fault in faults:
         print(fault)
-    sys.exit(status)
+    return status
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kernel")
-    parser.add_argument("--workload", default="mlp", help="of scratchcuda compare")
+    parser.add_argument("--workload", help="of scratchcuda compare")
     arguments, options = parser.parse_known_args()
     if arguments.kernel not in KERNELS:
         sys.exit(f"KERNEL is {arguments.kernel!r}, expected one of {', '.join(KERNELS)}")
     os.chdir(ROOT)
     os.environ["SCRATCHCUDA_BACKEND"] = "emulator"
     os.environ.setdefault("SCRATCHCUDA_EMULATOR", "")
-    tests = Process(target=run_tests, args=(arguments.kernel, options))  # it may die of a kernel
-    tests.start()
-    tests.join()
-    status = tests.exitcode or 0
+    status = tested(arguments.kernel, options)
     if status > pytest.ExitCode.TESTS_FAILED:  # it does not compile, say
         return status
-    train = [sys.executable, "-c", TRAIN, "compare", arguments.workload, "--epochs", "8", "--repeats", "1"]
+    workloads = [arguments.workload] if arguments.workload else TRAININGS.get(arguments.kernel, ["mlp"])
+    train = [sys.executable, "-c", TRAIN, "compare", *workloads, "--epochs", "8", "--repeats", "1"]
     trained = subprocess.run(train, check=False).returncode
+    if trained < 0:
+        print(f"The training died of {signal.Signals(-trained).name}.")
+    if arguments.kernel == "sgd":  # a model updates its parameters in the product that is their gradient
+        print("No training here runs sgd; its tests tell.")
     if status:
         print(f"The tests of {arguments.kernel} fail, as said above.")
-    return int(trained or bool(status))
+    return int(bool(trained or status))
 
 
 if __name__ == "__main__":
