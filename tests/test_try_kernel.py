@@ -1,8 +1,10 @@
 """``make try``: what it knows, what it says of a fault, and that it begins no test without the emulator."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -53,6 +55,28 @@ def test_what_has_to_be_the_same_is_told_by_element():
         same([ours], [torch.tensor([[0.0, 1.0], [9.0, 3.0]])], "relu")
     with pytest.raises(AssertionError, match=r"^sgd_update_ \(2, 2\) in float32: element \[1, 1\] is 3, expected 2.5"):
         assert_within(0.1, ours, np.array([[0.0, 1.0], [2.0, 2.5]]), "sgd_update_")
+
+
+def die(kernel, options, told):
+    told.send(("test_tanh", ["tanh is wrong"]))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stay(kernel, options, told):
+    told.send(("test_tanh", ["tanh is wrong"]))
+    time.sleep(60)
+
+
+def test_a_kernel_may_die_and_need_not_end(monkeypatch, capsys):
+    monkeypatch.setattr(try_kernel, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(try_kernel, "run_tests", die)
+    assert try_kernel.tested("activations", []) == -signal.SIGKILL
+    assert capsys.readouterr().out == "tanh is wrong\n\ntest_tanh died of SIGKILL\n"
+    monkeypatch.setattr(try_kernel, "run_tests", stay)
+    with pytest.raises(
+        SystemExit, match=r"^tanh is wrong\n\ntest_tanh has run for 0\.1 seconds: a kernel does not end$"
+    ):
+        try_kernel.tested("activations", [])
 
 
 def test_without_a_compiler_there_is_one_message(tmp_path):
