@@ -1,26 +1,36 @@
 """``scratchcuda`` and ``python -m scratchcuda``."""
 
+import argparse
 import sys
 
 from scratchcuda._build.library import BuildError
 
+EXTRA = ("typer", "rich", "matplotlib", "sklearn", "jinja2")
+
 
 def main() -> None:
     """Run the command line, or say how to install it. The doctor comes without."""
-    if sys.argv[1:] == ["doctor"] or (sys.argv[1:3] == ["doctor", "--json"] and len(sys.argv) == 4):
-        from scratchcuda import doctor
-
-        sys.exit(doctor.run(*sys.argv[3:]))
     try:
         from scratchcuda.cli import app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich", "matplotlib", "sklearn", "jinja2"):
-            raise
-        sys.exit(f"The command line needs {error.name}. Install scratchcuda with its extra: pip install '.[cli]'")
-    try:
+
         app(prog_name="scratchcuda")
+    except ModuleNotFoundError as error:  # now, or where a command needs it
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRA:
+            raise
+        if sys.argv[1:2] == ["doctor"]:
+            sys.exit(_doctor(sys.argv[2:]))
+        sys.exit(f"The command line needs {name}. Install scratchcuda with its extra: pip install '.[cli]'")
     except BuildError as error:  # a compiler's words about a kernel, say
         sys.exit(f"scratchcuda: {error}")
+
+
+def _doctor(arguments: list[str]) -> int:
+    from scratchcuda import doctor
+
+    parser = argparse.ArgumentParser("scratchcuda doctor", description="Say what is here to build and run with.")
+    parser.add_argument("--json", metavar="FILE", help="write everything into this JSON file; - is the output")
+    return doctor.run(parser.parse_args(arguments).json)
 
 
 if __name__ == "__main__":

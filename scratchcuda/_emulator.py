@@ -12,6 +12,7 @@ import torch
 
 from scratchcuda import _library
 from scratchcuda._build import emulator as _build
+from scratchcuda._build.library import BuildError
 
 #: Block tiles of the matrix product, as in csrc/kernels/launchers.h.
 TILES = {"automatic": -1, "small": 0, "medium": 1, "large": 2, "thin": 3}
@@ -62,6 +63,9 @@ def asked() -> set[str]:
 @functools.cache
 def _usual() -> Emulator:
     first_seed = int(os.environ.get("SCRATCHCUDA_EMULATOR_SEED", "0"))
+    if unknown := sorted(asked() - _build.VARIANTS.keys()):
+        cause = f"SCRATCHCUDA_EMULATOR names {unknown[0]!r}, expected some of {', '.join(_build.VARIANTS)}"
+        raise BuildError(cause, "unset SCRATCHCUDA_EMULATOR")
     emulator = load(asked())
     emulator.controls.emulator_seed(first_seed)
     return emulator

@@ -90,7 +90,7 @@ def compare_command(
     repeats: Annotated[int, measured(min=1, metavar="N", help="How often each fit is timed.")] = 3,
     plot: Annotated[
         Path | None,
-        written(metavar="FILE", help=f"Draw both trajectories: .{', .'.join(PICTURES)}."),
+        written(metavar="FILE", help=f"Draw both trajectories of the first one: .{', .'.join(PICTURES)}."),
     ] = None,
     json_file: Json = None,
 ) -> None:

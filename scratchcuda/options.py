@@ -1,4 +1,4 @@
-"""Checks of options that several commands share; each raises typer.BadParameter."""
+"""Options that several commands share, and their checks, which raise typer.BadParameter."""
 
 import tempfile
 from collections.abc import Collection, Iterable

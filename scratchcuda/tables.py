@@ -25,7 +25,6 @@ def print_table(
     rows: Sequence[Sequence[str]],
     *,
     words: Collection[str] = (),
-    keys: int = 1,
     title: str = "",
     note: str = "",
 ) -> None:
@@ -33,7 +32,6 @@ def print_table(
 
     Args:
         words: names of the columns whose cells may wrap; all others hold numbers, which may not.
-        keys: how many columns each part begins with.
         title, note: above and below.
     """
     widths, least = [], []
@@ -46,7 +44,7 @@ def print_table(
             least.append(max(map(cell_len, (*name.split(), *cells)), default=0))
     if title:
         console.print(Text(title, "bold"))
-    for number, part in enumerate(_parts(least, keys, console.width)):
+    for number, part in enumerate(_parts(least, console.width)):
         if number:
             console.print()
         room = {i: widths[i] for i in part}
@@ -66,13 +64,13 @@ def print_table(
         console.print(Text(note, "italic"))
 
 
-def _parts(least: Sequence[int], keys: int, width: int) -> Iterator[list[int]]:
-    """The columns of each part."""
-    part = list(range(keys))
-    for i in range(keys, len(least)):
-        if len(part) > keys and _total([least[j] for j in (*part, i)]) > width:
+def _parts(least: Sequence[int], width: int) -> Iterator[list[int]]:
+    """The columns of each part, of which the first begins each."""
+    part = [0]
+    for i in range(1, len(least)):
+        if len(part) > 1 and _total([least[j] for j in (*part, i)]) > width:
             yield part
-            part = list(range(keys))
+            part = [0]
         part.append(i)
     yield part
 

@@ -1,6 +1,7 @@
 """Which backend serves an op."""
 
 import itertools
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from scratchcuda import (
     ops,
     tensor_ops,
 )
+from scratchcuda._build.library import BuildError
 from scratchcuda.compare import WORKLOADS, Pair
 
 pytestmark = pytest.mark.backends("tensor")
@@ -350,7 +352,19 @@ def test_twins_serve_what_has_no_numbers_in_memory(served):
     assert served == []
 
 
-def test_the_environment_is_checked_at_import(monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "shown"), [(["-c", "import scratchcuda"], "\nValueError"), (["-m", "scratchcuda"], "^scratchcuda")]
+)
+def test_the_environment_is_checked_at_import(command, shown, monkeypatch):
     monkeypatch.setenv("SCRATCHCUDA_BACKEND", "gpu")
-    done = subprocess.run([sys.executable, "-c", "import scratchcuda"], capture_output=True, text=True, check=False)
-    assert "ValueError: SCRATCHCUDA_BACKEND is 'gpu', expected one of auto, tensor, kernels, emulator" in done.stderr
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    wrong = "SCRATCHCUDA_BACKEND is 'gpu', expected one of auto, tensor, kernels, emulator"
+    assert re.search(f"{shown}: {wrong}\n$", done.stderr)
+
+
+def test_the_emulator_has_to_be_one_that_there_is(monkeypatch):
+    monkeypatch.setenv("SCRATCHCUDA_EMULATOR", "fma,gpu")
+    monkeypatch.setattr(_emulator, "_usual", _emulator._usual.__wrapped__)
+    with pytest.raises(BuildError, match=r"^SCRATCHCUDA_EMULATOR names 'gpu', expected some of sm_75, fma, .*"):
+        _emulator.current()

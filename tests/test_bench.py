@@ -278,6 +278,20 @@ def test_bars():
     assert rows.figure({"peers": peers}, f"times as fast as {TORCH}") is None
 
 
+def test_another_batch_changes_names_alone(clock):
+    """And has no bars, which are for the batch of the documents."""
+    works = dict.fromkeys(rows.DTYPES, WORKLOADS["slr"])
+    limits = ceilings.Ceilings("", {}, 1.0, {}, 1.0)
+    own, other = (
+        rows.rows(rows.Options(clock, limits, works, batch=batch, dry=True), ["steps", "fits"]) for batch in (None, 8)
+    )
+    own.sort(key=lambda row: [row.label for row in other].index(f"{row.label}, batch 8"))
+    how = [[(row.measure.args[2:], row.measure.keywords) for row in made] for made in (own, other)]
+    assert how[0] == how[1]
+    assert "digits float32 fit with validation" in [row.label for row in own]
+    assert [sum(bool(row.bars) for row in made) for made in (own, other)] == [1, 0]
+
+
 def test_scratch_peer_gives_parameters_in_the_order_of_torch():
     pair = Pair(WORKLOADS["slr"], "cpu", torch.float64, 0)
     found = scratch(pair, WORKLOADS["slr"], False).parameters()

@@ -141,8 +141,13 @@ def test_builds_are_told_with_their_fault(machine, capsys):
     assert told in capsys.readouterr().out
 
 
+def test_a_masked_sys_has_no_cards(monkeypatch):
+    monkeypatch.setattr(doctor.Path, "glob", lambda self, pattern: [self / "0000:01:00.0"])
+    assert doctor.pci_cards() == []
+
+
 def test_it_needs_no_extra_and_builds_nothing(tmp_path):
-    code = "import sys; sys.modules |= {'typer': None, 'matplotlib': None}; sys.argv[1:] = ['doctor', '--json', '-']\n"
+    code = "import sys; sys.modules |= {'typer': None, 'matplotlib': None}; sys.argv[1:] = ['doctor', '--json=-']\n"
     code += "from scratchcuda import __main__; __main__.main()"
     cache = str(tmp_path / "cache")
     done = subprocess.run(

@@ -801,9 +801,9 @@ def test_star_imports(module):
     exec(f"from scratchcuda.{module} import *", ours)
     exec(f"from torch.{module} import *", theirs)
     assert ours.keys() - theirs.keys() <= {"Conversion", "FusedSequential", "convert", "revert"}
+    package = {"optim": scratchcuda.optim, "nn.functional": scratchcuda.nn.functional}.get(module, scratchcuda.nn)
     for name, value in theirs.items():
-        package = scratchcuda.optim if module == "optim" else scratchcuda.nn
-        assert ours[name] is value or module == "nn.functional" or ours[name] is getattr(package, name), name
+        assert ours[name] is value or ours[name] is getattr(package, name), name
 
 
 IMPORTS = """

@@ -229,4 +229,6 @@ def test_nsight(monkeypatch):
         f"ncu --set full --nvtx --profile-from-start off --export scratchcuda {command}",
         f"nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --output=scratchcuda {command}",
     ]
+    assert "there is no 'cifar'" in run("cifar", "--ncu").output
+    assert "'x', expected two or more positive integers" in run("--sizes", "x", "--ncu").output
     assert run("mlp", "--steps-only", "2").exit_code == 0

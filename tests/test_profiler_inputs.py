@@ -249,6 +249,7 @@ REFUSED = {
     "others": ({"optimizer": lambda params: SGD(NET.parameters())}, ValueError, "optimizer is SGD of other param"),
     "samples": ({"samples": 0}, ValueError, "samples is 0, expected a positive integer"),
     "no sample": ({"inputs": X[:0]}, ValueError, r"inputs is empty \(shape \(0, 6\)\), expected at least one sample"),
+    "no sample by name": ({"inputs": (), "kwargs": {"x": X[:0]}}, ValueError, "kwargs is empty"),
     "none of ours": ({"model": Model([InputLayer(6), Dense(3)]), "inputs": X[:0]}, ValueError, "inputs is empty"),
     "kwargs list": ({"kwargs": [X]}, TypeError, "kwargs is list, expected a dict of keyword arguments"),
     "kwargs twice": ({"inputs": {"x": X}, "kwargs": {}}, TypeError, "kwargs is given besides inputs of keyword arg"),
@@ -341,7 +342,6 @@ def has_ours(net):
 def test_who_is_raced(name, monkeypatch):
     make, who = WHO[name]
     net, real, raced = make(), race.race, {}
-    has_ours = lambda net: any(type(module) in TORCHS for module in net.modules())  # noqa: E731
     monkeypatch.setattr(
         race, "race", lambda subjects, *rest, **how: raced.update(subjects) or real(subjects, *rest, **how)
     )
@@ -351,6 +351,10 @@ def test_who_is_raced(name, monkeypatch):
     assert list(found.steps) == list(who)
     assert all(step.ratio for step in found.steps.values())
     assert has_ours(net) == who["this"]
+
+
+def test_an_empty_tensor_among_others():
+    assert profiled(Calls(lambda layer, x, empty: layer(x)), (X, X[:0])).rows
 
 
 def test_a_hugging_face_model():

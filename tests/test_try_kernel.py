@@ -18,11 +18,15 @@ from oracle import assert_right, assert_within, same
 pytestmark = pytest.mark.backends("emulator")
 
 
-def test_kernels_are_known(monkeypatch):
+def test_kernels_and_workloads_are_known(monkeypatch):
     tests = [name for name in vars(test_kernels) if name.startswith("test_")]
     assert all(any(kernel in name for name in tests) for kernel in try_kernel.KERNELS)
+    monkeypatch.setattr(try_kernel, "Process", lambda **how: 1 / 0)  # before any test
     monkeypatch.setattr(sys, "argv", ["try_kernel.py", "relu"])
     with pytest.raises(SystemExit, match=r"^KERNEL is 'relu', expected one of activations, .*, softmax$"):
+        try_kernel.main()
+    monkeypatch.setattr(sys, "argv", ["try_kernel.py", "softmax", "--workload", "cifar"])
+    with pytest.raises(SystemExit, match=r"^WORKLOAD is 'cifar', expected one of slr, .*, mlp-4096$"):
         try_kernel.main()
 
 

@@ -1,8 +1,8 @@
 """After an edit in csrc/kernels: its tests on the emulator, a line for each fault, and a training beside torch.nn.
 
-``python tools/try_kernel.py softmax`` is ``make try KERNEL=softmax``; further arguments go to pytest. Exit status 1 if
-a test fails or does not end, or the trainings disagree. The tests run in the emulator's usual build alone; ``make
-test`` has the other.
+``python tools/try_kernel.py softmax`` is ``make try KERNEL=softmax``; further arguments go to pytest, where ``-k``
+chooses among the tests of this kernel. Exit status 1 if a test fails or does not end, or the trainings disagree. The
+tests run in the emulator's usual build alone; ``make test`` has the other.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+
+from scratchcuda.options import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/test_kernels.py"
@@ -64,16 +66,16 @@ class Faults:
             pytest.exit("this is enough to tell", pytest.ExitCode.TESTS_FAILED)
 
 
-def run_tests(kernel: str, options: list[str], told: Connection) -> None:
+def run_tests(which: str, options: list[str], told: Connection) -> None:
     briefly = ["-q", "--tb=no", "--no-summary", "--hypothesis-profile=brief"]
     briefly += ["--capture=sys", "-p", "no:faulthandler"]  # the last words of a kernel, without Python's frames
-    sys.exit(pytest.main([TESTS, "--backend=emulator", "-k", kernel, *briefly, *options], plugins=[Faults(told)]))
+    sys.exit(pytest.main([TESTS, "--backend=emulator", "-k", which, *briefly, *options], plugins=[Faults(told)]))
 
 
-def tested(kernel: str, options: list[str]) -> int:
+def tested(which: str, options: list[str]) -> int:
     """The exit status of the tests, in a process that may die of a kernel; says what is wrong."""
     heard, told = Pipe(duplex=False)
-    tests = Process(target=run_tests, args=(kernel, options, told))
+    tests = Process(target=run_tests, args=(which, options, told))
     tests.start()
     told.close()
     test, faults = "", []
@@ -99,13 +101,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kernel")
     parser.add_argument("--workload", help="of scratchcuda compare")
+    parser.add_argument("-k", metavar="EXPRESSION", help="which of the kernel's tests, as pytest takes it")
     arguments, options = parser.parse_known_args()
     if arguments.kernel not in KERNELS:
         sys.exit(f"KERNEL is {arguments.kernel!r}, expected one of {', '.join(KERNELS)}")
+    if arguments.workload not in (None, *NAMES):
+        sys.exit(f"WORKLOAD is {arguments.workload!r}, expected one of {', '.join(NAMES)}")
     os.chdir(ROOT)
     os.environ["SCRATCHCUDA_BACKEND"] = "emulator"
     os.environ.setdefault("SCRATCHCUDA_EMULATOR", "")
-    status = tested(arguments.kernel, options)
+    which = f"{arguments.kernel} and ({arguments.k})" if arguments.k else arguments.kernel
+    status = tested(which, options)
     if status > pytest.ExitCode.TESTS_FAILED:  # it does not compile, say
         return status
     workloads = [arguments.workload] if arguments.workload else TRAININGS.get(arguments.kernel, ["mlp"])

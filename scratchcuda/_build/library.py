@@ -21,7 +21,8 @@ class BuildError(RuntimeError):
     """Why something cannot be built, and a command that cures it."""
 
     def __init__(self, cause: str, cure: str):
-        super().__init__(f"{cause}; {cure}")
+        between = "\n" if "\n" in cause else "; "
+        super().__init__(f"{cause}{between}{cure}")
         self.cause, self.cure = cause, cure
 
 
@@ -152,7 +153,7 @@ def _run(call: list[str], output: Path) -> Path:
         cure = "see the compiler's own words above"
         if "unsupported GNU version" in done.stderr:
             cure = "name an older one in CXX, as in CXX=g++-14"
-        raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}".rstrip(), cure)
+        raise BuildError(f"{done.stdout}{done.stderr}\n{shlex.join(command)} failed".lstrip(), cure)
     return part
 
 

@@ -95,10 +95,9 @@ def bench_command(
     names = check_names(workload, known, "--workload") or (rows.DTYPES if sizes is None else [])
     chosen = {name: known[name] for name in names}
     if batch is not None:
-        chosen = {f"{name} batch {batch}": replace(work, batch_size=batch) for name, work in chosen.items()}
+        chosen = {name: replace(work, batch_size=batch) for name, work in chosen.items()}
     if sizes is not None or activation is not None:
-        work = workload_of(None, sizes, activation, batch, where)
-        chosen[f"{sizes} {activation or 'relu'} batch {work.batch_size}"] = work
+        chosen[f"{sizes} {activation or 'relu'}"] = workload_of(None, sizes, activation, batch, where)
     usual = [part for part in rows.PARTS if part != "ops" or where.type == "cuda" or dry]
     usual = ["fits", "steps"] if workload or sizes else usual
     wanted = check_names(parts, rows.PARTS, "PART") or usual
@@ -107,7 +106,7 @@ def bench_command(
 
     clock = HostClock(2, least=0, flushed=1) if dry else clock_of(where, SAMPLES)
     limits = ceilings.measure(clock, 1 << 10, 16) if dry else ceilings.of(clock)
-    options = rows.Options(clock, limits, chosen, dtypes, rounds, beside, dry)
+    options = rows.Options(clock, limits, chosen, dtypes, rounds, beside, batch, dry)
     every = rows.rows(options, wanted)
     todo = [found for found in every if any(text in found.label for text in row or [""])]
     if not todo:

@@ -65,6 +65,7 @@ class Options:
         dtypes: of fits and steps; none are :data:`DTYPES`.
         rounds: of each peer; None is :data:`ROUNDS`.
         peers: of fits, steps and scaling; none are each row's own choice.
+        batch: what ``--batch`` has made the workloads' batch size, for the labels; None if it stayed their own.
         dry: tiny, in two rounds, without torch.compile.
     """
 
@@ -74,6 +75,7 @@ class Options:
     dtypes: Sequence[str] = ()
     rounds: int | None = None
     peers: Sequence[str] = ()
+    batch: int | None = None
     dry: bool = False
 
     def rounds_of(self, part: str) -> int:
@@ -106,11 +108,11 @@ def _fits(options: Options) -> Iterator[Row]:
                 modes = [DEFAULT_MODE] if validate else list(COMPILED)
                 modes = modes if (name, dtype) in COMPILED_ROWS else []
                 bars = {f"times as fast as {TORCH}": 10.0, f"times as fast as {GRAPH}": 1.0}
-                has_bars = (name, dtype, validate) == ("mlp", "float64", False) and _is_gpu(options)
+                has_bars = (name, dtype, validate, options.batch) == ("mlp", "float64", False, None)
                 without = SLOW if name == "mlp-4096" else ()
                 run = partial(options.train, "fits", work, dtype, modes, without, validate=validate)
-                label = f"{name} {dtype} fit{' with validation' if validate else ''}"
-                yield Row("fits", label, run, bars if has_bars else {})
+                label = f"{name} {dtype} fit{' with validation' if validate else ''}{_batch(options)}"
+                yield Row("fits", label, run, bars if has_bars and _is_gpu(options) else {})
 
 
 def _steps(options: Options) -> Iterator[Row]:
@@ -123,7 +125,7 @@ def _steps(options: Options) -> Iterator[Row]:
             modes = [DEFAULT_MODE] if (name, dtype) in COMPILED_ROWS else []
             without = SLOW if name == "mlp-4096" else ()
             run = partial(options.train, "steps", many, dtype, modes, without, kind="step")
-            yield Row("steps", f"{name} {dtype} step", run)
+            yield Row("steps", f"{name} {dtype} step{_batch(options)}", run)
 
 
 def _ops(options: Options) -> Iterator[Row]:
@@ -182,6 +184,10 @@ def _along_axes(
 
 def _along(axis: str, size: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return measure() | {"axis": axis, "size": size}
+
+
+def _batch(options: Options) -> str:
+    return f", batch {options.batch}" if options.batch else ""
 
 
 def _is_gpu(options: Options) -> bool:

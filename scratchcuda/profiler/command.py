@@ -95,11 +95,12 @@ def profile_command(
     check_file(json_file, "--json")
     check_name(dtype, DTYPES, "--dtype")
     check_name(sort, SORTS, "--sort")
-    if ncu or nsys:
+    where = torch.device("cpu") if ncu or nsys else check_device(device)
+    work = workload_of(workload, sizes, activation, batch, where, batches=1)
+    if ncu or nsys:  # a command line for another machine, say, whose device this one need not have
         arguments = [argument for argument in sys.argv[2:] if argument not in ("--ncu", "--nsys")]
         typer.echo("\n".join(kernels.nsight(tool, arguments) for tool, on in (("ncu", ncu), ("nsys", nsys)) if on))
         return
-    work = workload_of(workload, sizes, activation, batch, check_device(device), batches=1)
     torch.set_num_threads(threads)
     pair = Pair(work, device, getattr(torch, dtype), seed=0)
     size = work.batch_size

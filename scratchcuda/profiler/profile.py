@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -298,8 +297,11 @@ def _check(model: Any, inputs: Any, kwargs: Any, targets: Any, loss: Any, optimi
         raise TypeError(
             f"kwargs is given besides inputs of keyword arguments ({type(inputs).__name__}), expected one of the two"
         )
-    for tensor in islice(costs.tensors_of((inputs, kwargs)), 1):
-        _checks.not_empty("inputs", tensor)
+    given = {"inputs": inputs, "kwargs": kwargs}
+    tensors = [(name, tensor) for name, data in given.items() for tensor in costs.tensors_of(data)]
+    if not any(tensor.numel() for _, tensor in tensors):  # an empty one among others may be what the model wants
+        for name, tensor in tensors[:1]:
+            _checks.not_empty(name, tensor)
     if isinstance(targets, nn.Module):
         raise TypeError(f"targets is {targets!r}, expected data; a loss is given as loss=")
     if loss is not None and (isinstance(loss, type) or not callable(loss)):
