@@ -153,7 +153,8 @@ def _run(call: list[str], output: Path) -> Path:
         cure = "see the compiler's own words above"
         if "unsupported GNU version" in done.stderr:
             cure = "name an older one in CXX, as in CXX=g++-14"
-        raise BuildError(f"{done.stdout}{done.stderr}\n{shlex.join(command)} failed".lstrip(), cure)
+        words = f"{done.stdout}{done.stderr}".rstrip()
+        raise BuildError(f"{words}\n{shlex.join(command)} failed".lstrip(), cure)
     return part
 
 
