@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,11 @@ def cards() -> list[dict[str, Any]]:
 def pci_cards() -> list[str]:
     """Where the PCI bus has graphics cards of NVIDIA's, with or without a driver."""
     found = []
-    try:
+    with suppress(OSError):  # a container may mask /sys
         for device in sorted(Path("/sys/bus/pci/devices").glob("*")):
             vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
             if vendor == "0x10de" and kind.startswith("0x03"):
                 found.append(device.name)
-    except OSError:  # a container may mask /sys
-        return found
     return found
 
 

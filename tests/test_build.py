@@ -302,7 +302,7 @@ def test_an_unsupported_compiler_is_named(bare):
     compiler = bare / "nvcc"
     compiler.write_text("#!/bin/sh\necho '#error -- unsupported GNU version! gcc versions later than 15' >&2; exit 1\n")
     compiler.chmod(0o755)
-    with pytest.raises(BuildError, match=r"unsupported GNU version(?s:.*); name an older one in CXX"):
+    with pytest.raises(BuildError, match=r"unsupported GNU version(?s:.*)\nname an older one in CXX"):
         tiny(bare)._replace(calls=[[str(compiler), str(bare / "a source.cpp")]]).built()
 
 

@@ -20,11 +20,13 @@ def outputs(notebook):
     ]
 
 
+pytestmark = pytest.mark.backends("tensor")  # their text speaks of the plan
+
+
 def test_there_are_two():
     assert len(notebooks.NOTEBOOKS) == 2
 
 
-@pytest.mark.backends("tensor")  # their text speaks of the plan
 @pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path):
     """Its own assertions are the test; after an edit ``make notebooks`` keeps the new outputs."""
