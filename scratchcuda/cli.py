@@ -1,6 +1,5 @@
 """The command line."""
 
-import json
 import math
 import statistics
 from functools import partial
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from scratchcuda import __version__, _backend, doctor
+from scratchcuda._json import dumps
 from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
 from scratchcuda.options import (
@@ -133,7 +133,7 @@ def compare_command(
     if plot is not None:
         draw(first, plot)
     if json_file is not None:
-        write(json.dumps(first.as_dict() | {"further": [found.as_dict() for found in others]}, indent=1), json_file)
+        write(dumps(first.as_dict() | {"further": [found.as_dict() for found in others]}), json_file)
     raise typer.Exit(not all(found.agrees for found in (first, *others)))
 
 
@@ -165,18 +165,17 @@ def show(found: Comparison, console: Console) -> None:
         f"{found.dtype} on {found.device}, {found.epochs} epochs, lr {found.lr:g}, batches of {found.batch_size}, "
         f"seed {found.seed}, {found.threads} thread{'s' * (found.threads > 1)}, torch {found.versions['torch']}",
         highlight=False,
-        soft_wrap=True,
     )
-    losses = {"train": "{:.4f}", "valid": "{:.4f}"} | ({"accuracy": "{:.1%}"} if found.scratch.accuracy else {})
+    losses = {"train": loss_text, "valid": loss_text} | (
+        {"accuracy": "{:.1%}".format} if found.scratch.accuracy else {}
+    )
     header = ["epoch", *(f"{kind} {who}" for kind in losses for who in ("scratch", "torch.nn")), "largest difference"]
     step = -(-found.epochs // TABLE_ROWS)
     rows = []
     for epoch, difference in enumerate(found.differences):
         if epoch % step == 0 or epoch == found.epochs - 1:
             values = [
-                form.format(getattr(of, kind)[epoch])
-                for kind, form in losses.items()
-                for of in (found.scratch, found.torch)
+                form(getattr(of, kind)[epoch]) for kind, form in losses.items() for of in (found.scratch, found.torch)
             ]
             rows.append([str(epoch), *values, f"{difference:.1e}"])
     print_table(console, header, rows)
@@ -188,25 +187,29 @@ def show(found: Comparison, console: Console) -> None:
     console.print(
         f"MAPE of predictions: {found.mape_before:.1e} before training, {found.mape_after:.1e} after",
         highlight=False,
-        soft_wrap=True,
     )
     ours, theirs = (1e3 * statistics.median(times) for times in (found.scratch_seconds, found.torch_seconds))
     took = f"scratch {ours:.1f} ms ({found.path}), torch.nn {theirs:.1f} ms, "
     took += f"ratio {found.ratio:.1f} (medians of {len(found.scratch_seconds)})"
     if _backend.current == "emulator":
         took = f"scratch on the emulator ({found.path}), whose time is no speed"
-    console.print(f"Whole fit with validation: {took}", highlight=False, soft_wrap=True)
-    console.print(verdict(found), soft_wrap=True)
+    console.print(f"Whole fit with validation: {took}", highlight=False)
+    console.print(verdict(found))
 
 
 def show_briefly(found: Comparison, console: Console) -> None:
     """What was trained and what came of it, then the verdict."""
     losses, accuracy = found.scratch.train, found.scratch.accuracy
-    text = f"{found.title}: loss {losses[0]:.4f} to {losses[-1]:.4f}"
+    text = f"{found.title}: loss {loss_text(losses[0])} to {loss_text(losses[-1])}"
     text += f", accuracy {accuracy[0]:.1%} to {accuracy[-1]:.1%}" if accuracy else ""
     text += f", {found.ratio:.1f} times as fast" if _backend.current != "emulator" else ""  # whose time is no speed
-    console.print(text, highlight=False, soft_wrap=True)
-    console.print(verdict(found), soft_wrap=True)
+    console.print(text, highlight=False)
+    console.print(verdict(found))
+
+
+def loss_text(loss: float) -> str:
+    """Four digits after the point, without all that stand before it where a training diverges."""
+    return f"{loss:.4f}" if loss < 1e7 else f"{loss:.4e}"
 
 
 def verdict(found: Comparison) -> str:

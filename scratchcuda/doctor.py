@@ -7,8 +7,10 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import textwrap
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ SETTINGS = (
     "TORCH_CUDA_ARCH_LIST",
     "XDG_CACHE_HOME",
 )
+#: Columns before a value.
+NAME_WIDTH = 14
 TENSOR = "torch's tensor operations"
 
 
@@ -41,7 +45,7 @@ def run(file: str | None = None) -> int:
     and cannot work, 2 if the file cannot be written."""
     found = examine()
     if file is None or file == "-":
-        print(json.dumps(found, indent=2) if file else text(found))
+        print(json.dumps(found, indent=2) if file else wrapped(text(found)))
     else:
         try:
             Path(file).write_text(json.dumps(found, indent=2) + "\n")
@@ -49,6 +53,19 @@ def run(file: str | None = None) -> int:
             print(f"--json is {file!r}, expected a file that can be written ({error.strerror})", file=sys.stderr)
             return 2
     return int(found["asked_for_cuda"] and not found["cuda_works"])
+
+
+def wrapped(lines: str) -> str:
+    """At words on a terminal, the rest of a line below its value."""
+    if not sys.stdout.isatty():
+        return lines
+    wrap = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * NAME_WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(map(wrap.fill, lines.splitlines()))
 
 
 def examine() -> dict[str, Any]:
@@ -251,4 +268,4 @@ def text(found: dict[str, Any]) -> str:
         lines.append((f"{kind} tensors", f"served by {tensors['served_by']}: {tensors['why']}"))
     for one in found["problems"]:
         lines += [("problem", one["cause"]), ("  cure", one["cure"])]
-    return "\n".join(f"{name:<14}{value}" for name, value in lines)
+    return "\n".join(f"{name:<{NAME_WIDTH}}{value}" for name, value in lines)

@@ -95,7 +95,8 @@ def row_table(row: Row) -> str:
         memory = "" if peer["peak bytes"] is None else f"{peer['peak bytes'] / 2**20:.1f}"
         of = f"**{name}**" if name in row["fastest"] else name
         cells = [of, median, f"{low} to {high}", str(len(peer["samples"])), verdict(peer, row["spread"]), spread]
-        lines.append([*cells, f"{peer['difference']:.0e}", duration(peer["first use"]), memory, f"{peer['cores']:.1f}"])
+        difference = "" if peer["difference"] is None else f"{peer['difference']:.0e}"  # no finite one
+        lines.append([*cells, difference, duration(peer["first use"]), memory, f"{peer['cores']:.1f}"])
     head = ["peer", "median", "quartiles", "rounds", "faster", "quartiles", "difference", "first use", "MiB", "cores"]
     notes = "".join(f"\n- {name}: {note}" for name, note in row["notes"].items())
     return f"#### {row['label']}\n\n{row['title']}, {row['steps']} steps.\n\n{table(head, lines)}\n{notes}"

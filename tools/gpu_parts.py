@@ -69,7 +69,7 @@ def emulator(check: "Check") -> Found:
 
 def bench(check: "Check", file: str, most: float, arguments: list[str]) -> Found:
     json_file = check.out / f"{file}.json"
-    limit = ["--seconds", str(check.seconds(most) - ROW_SECONDS)]
+    limit = ["--seconds", str(max(1.0, check.seconds(most) - ROW_SECONDS))]
     where = ["--dry"] if check.dry else ["--device", "cuda", *limit]
     status, output = check.python("-m", "scratchcuda", "bench", *arguments, *where, "--json", str(json_file), most=most)
     found = json.loads(json_file.read_text()) if json_file.exists() else {"rows": [], "left out": [], "bars": []}

@@ -105,7 +105,7 @@ def main() -> int:
     arguments, options = parser.parse_known_args()
     if arguments.kernel not in KERNELS:
         sys.exit(f"KERNEL is {arguments.kernel!r}, expected one of {', '.join(KERNELS)}")
-    if arguments.workload not in (None, *NAMES):
+    if arguments.workload and arguments.workload not in NAMES:
         sys.exit(f"WORKLOAD is {arguments.workload!r}, expected one of {', '.join(NAMES)}")
     os.chdir(ROOT)
     os.environ["SCRATCHCUDA_BACKEND"] = "emulator"

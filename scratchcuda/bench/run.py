@@ -1,6 +1,5 @@
 """Measures rows one after another, and saves what there is after each."""
 
-import json
 import re
 import time
 import traceback
@@ -8,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scratchcuda import _json
 from scratchcuda._build.library import BuildError
 from scratchcuda.bench.rows import Row, reached
 
@@ -59,5 +59,5 @@ def _finish(result: dict[str, Any], todo: Sequence[Row], file: Path | None, begu
 
 def dumps(result: dict[str, Any]) -> str:
     """As JSON: numbers with five digits, more than a clock can tell, and a list of them in one line."""
-    text = json.dumps(json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.5g}")), indent=1)
+    text = _json.dumps(result, parse_float=lambda text: float(f"{float(text):.5g}"))
     return re.sub(r"\[[-+\d.eE,\s]*\]", lambda found: " ".join(found[0].split()), text) + "\n"

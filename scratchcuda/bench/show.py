@@ -13,13 +13,13 @@ from scratchcuda.tables import print_table
 def show(row: Mapping[str, Any], console: Console) -> None:
     """A table of a row's peers, or a line for a single op."""
     if "error" in row:
-        console.print(f"[bold]{row['label']}[/bold]: {row['error']}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{row['label']}[/bold]: {row['error']}", highlight=False)
     elif row["part"] == "ops":
-        console.print(_line(row), highlight=False, soft_wrap=True)
+        console.print(_line(row), highlight=False)
     else:
         _show_peers(row, console)
     for peer, note in row.get("notes", {}).items():
-        console.print(f"  {peer}: {note}", highlight=False, soft_wrap=True)
+        console.print(f"  {peer}: {note}", highlight=False)
 
 
 def times(ratio: float) -> str:

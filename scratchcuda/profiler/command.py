@@ -1,6 +1,5 @@
 """``scratchcuda profile``."""
 
-import json
 import logging
 import sys
 from functools import partial
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from scratchcuda._json import dumps
 from scratchcuda.compare import Pair
 from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.options import (
@@ -133,7 +133,7 @@ def profile_command(
     if out is not None:
         typer.echo("\n".join(map(str, found.save(out))), err=to_output)
     if json_file is not None:
-        write(json.dumps(found.as_dict(), indent=1), json_file)
+        write(dumps(found.as_dict()), json_file)
 
 
 def _steps(subject: FitSubject, count: int) -> None:

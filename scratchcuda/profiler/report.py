@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from scratchcuda import _checks
+from scratchcuda._json import dumps
 from scratchcuda.conditions import sentence
 from scratchcuda.profiler import plots
 from scratchcuda.profiler.comparison import Comparison
@@ -56,9 +57,7 @@ def save(profile: Profile, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     *names, page = FILES
-    contents = [
-        json.dumps(found, indent=indent).encode() for found, indent in ((profile.as_dict(), 1), (profile.trace, None))
-    ]
+    contents = [dumps(profile.as_dict()).encode(), json.dumps(profile.trace).encode()]
     contents += [plots.png(draw(profile)) for draw in (plots.roofline, plots.bars)]
     found = dict(zip(names, contents, strict=True))
     encoded = {name: base64.b64encode(content).decode() for name, content in found.items()}
