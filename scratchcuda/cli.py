@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from scratchcuda import __version__, _backend, doctor
 from scratchcuda._json import dumps
+from scratchcuda.bench import fits
 from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
 from scratchcuda.options import (
@@ -27,6 +28,7 @@ from scratchcuda.options import (
     check_file,
     check_name,
     measured,
+    number,
     trained,
     workload_of,
     write,
@@ -74,20 +76,20 @@ def compare_command(
     batch: Batch = None,
     epochs: Annotated[
         int | None,
-        trained(min=1, metavar="N", help="Passes over the data; the workload's own if not given."),
+        trained(callback=number(1), metavar="N", help="Passes over the data; the workload's own if not given."),
     ] = None,
     lr: Annotated[
         float | None,
-        trained(min=0, metavar="X", help="Learning rate; the workload's own if not given."),
+        trained(callback=number(0.0), metavar="X", help="Learning rate; the workload's own if not given."),
     ] = None,
     seed: Annotated[
         int,
-        trained(min=0, max=2**32 - 1, metavar="N", help="Of the data and the initial values."),
+        trained(callback=number(0, 2**32 - 1), metavar="N", help="Of the data and the initial values."),
     ] = 0,
     dtype: Annotated[str, trained(metavar="DTYPE", help=f"{' or '.join(DTYPES)}.")] = "float64",
     device: Device = "cpu",
     threads: Threads = 1,
-    repeats: Annotated[int, measured(min=1, metavar="N", help="How often each fit is timed.")] = 3,
+    repeats: Annotated[int, measured(callback=number(1), metavar="N", help="How often each fit is timed.")] = 3,
     plot: Annotated[
         Path | None,
         written(metavar="FILE", help=f"Draw both trajectories of the first one: .{', .'.join(PICTURES)}."),
@@ -107,8 +109,8 @@ def compare_command(
     check_file(plot, "--plot", PICTURES)
     check_file(json_file, "--json")
     check_name(dtype, DTYPES, "--dtype")
-    if lr is not None and not math.isfinite(lr):
-        raise typer.BadParameter(f"{lr}, expected a finite number", param_hint="--lr")
+    if plot is not None and json_file is not None and plot.resolve() == json_file.resolve():
+        raise typer.BadParameter(f"{json_file} is what --plot writes, expected another file", param_hint="--json")
     where = check_device(device)
     names: list[str | None] = [*workloads] if workloads else [None]
     works = [workload_of(name, sizes, activation, batch, where) for name in names]
@@ -155,7 +157,7 @@ def doctor_command(json_file: Json = None) -> None:
     raise typer.Exit(doctor.run(None if json_file is None else str(json_file)))
 
 
-app.command("bench")(bench_command)
+app.command("bench", epilog=f"Of --peers: {', '.join(fits.KEYS)}.")(bench_command)
 
 
 def show(found: Comparison, console: Console) -> None:

@@ -1,21 +1,42 @@
 """Options that several commands share, and their checks, which raise typer.BadParameter."""
 
+import math
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from scratchcuda.compare import ACTIVATIONS, LARGE, WORKLOADS, Workload, network, workloads
 
+
+def number(least: float, most: float = math.inf) -> Callable[[Any], Any]:
+    """A callback for an option: what is not given, or finite and among these, passes."""
+    kind = "an integer" if isinstance(least, int) else "a finite number"
+    expected = f"{kind} of at least {least:g}" if most == math.inf else f"{kind} from {least} to {most}"
+
+    def check(value: Any) -> Any:
+        if value is not None and not (least <= value <= most and math.isfinite(value)):
+            raise typer.BadParameter(f"{value}, expected {expected}")
+        return value
+
+    return check
+
+
+def _path(text: str) -> Path:
+    if not text:  # which a Path takes for the current folder
+        raise typer.BadParameter("'', expected a name")
+    return Path(text)
+
+
 #: Options, by the panel of the help that they stand in.
 trained = partial(typer.Option, rich_help_panel="What is trained")
 measured = partial(typer.Option, rich_help_panel="How it is measured")
-written = partial(typer.Option, rich_help_panel="What is written")
+written = partial(typer.Option, parser=_path, rich_help_panel="What is written")
 
 #: Of all workloads.
 NAMES = (*WORKLOADS, *LARGE)
@@ -34,10 +55,10 @@ Activated = Annotated[
 ]
 Batch = Annotated[
     int | None,
-    trained(min=1, metavar="N", help="Samples of a step; the workload's own, or 64, if not given."),
+    trained(callback=number(1), metavar="N", help="Samples of a step; the workload's own, or 64, if not given."),
 ]
 Device = Annotated[str, measured(metavar="DEVICE", help="cpu or cuda; cuda:1 is the second card.")]
-Threads = Annotated[int, measured(min=1, max=1024, metavar="N", help="CPU threads of torch.")]
+Threads = Annotated[int, measured(callback=number(1, 1024), metavar="N", help="CPU threads of torch.")]
 Json = Annotated[
     Path | None,
     written("--json", metavar="FILE", help="Write everything into this JSON file; - is the output."),
@@ -51,8 +72,9 @@ def check_name(name: str, known: Collection[str], option: str) -> str:
 
 
 def check_names(texts: Iterable[str] | None, known: Collection[str], option: str) -> list[str]:
-    """Of an option that may be repeated, or hold several names with commas."""
-    return [check_name(name, known, option) for text in texts or () for name in text.split(",")]
+    """Of an option that may be repeated, or hold several names with commas: each once."""
+    names = (name.strip() for text in texts or () for name in text.split(","))
+    return list(dict.fromkeys(check_name(name, known, option) for name in names))
 
 
 def check_device(device: str) -> torch.device:
@@ -135,7 +157,7 @@ def workload_of(
     if sizes is None:
         if activation is not None:
             raise typer.BadParameter("it belongs to --sizes, which is not given", param_hint="--activation")
-        work = workloads(device)[check_name(name or "mlp", NAMES, "WORKLOAD")]
+        work = workloads(device)[check_name("mlp" if name is None else name, NAMES, "WORKLOAD")]
         return replace(work, batch_size=batch or work.batch_size)
     if name is not None:
         raise typer.BadParameter(f"{sizes} beside {name}, expected one of them", param_hint="--sizes")

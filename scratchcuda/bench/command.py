@@ -24,6 +24,7 @@ from scratchcuda.options import (
     check_file,
     check_names,
     measured,
+    number,
     trained,
     workload_of,
 )
@@ -54,7 +55,7 @@ def bench_command(
     device: Device = "cpu",
     peers: Annotated[
         list[str] | None,
-        measured(metavar="NAME,...", help=f"Of fits, steps and scaling, beside torch.nn: {', '.join(fits.KEYS)}."),
+        measured(metavar="NAME,...", help="Of fits, steps and scaling, beside torch.nn; all are named below."),
     ] = None,
     row: Annotated[
         list[str] | None,
@@ -62,11 +63,11 @@ def bench_command(
     ] = None,
     rounds: Annotated[
         int | None,
-        measured(min=2, metavar="N", help="Measurements of each peer; each part's own if not given."),
+        measured(callback=number(2), metavar="N", help="Measurements of each peer; each part's own if not given."),
     ] = None,
     seconds: Annotated[
         float | None,
-        measured(metavar="X", help="No row begins after these, from the start of the process."),
+        measured(callback=number(1.0), metavar="X", help="No row begins after these, from the start of the process."),
     ] = None,
     dry: Annotated[
         bool,
@@ -92,15 +93,22 @@ def bench_command(
     except RuntimeError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
     known = workloads(where) | (rows.TINY if dry else {})
-    names = check_names(workload, known, "--workload") or (rows.DTYPES if sizes is None else [])
-    chosen = {name: known[name] for name in names}
-    if batch is not None:
-        chosen = {name: replace(work, batch_size=batch) for name, work in chosen.items()}
+    names = check_names(workload, known, "--workload")
+    chosen = {name: known[name] for name in names or rows.DTYPES}
     if sizes is not None or activation is not None:
-        chosen[f"{sizes} {activation or 'relu'}"] = workload_of(None, sizes, activation, batch, where)
+        work = workload_of(", ".join(names) or None, sizes, activation, batch, where)
+        chosen = {f"{sizes} {activation or 'relu'}": work}
+    elif batch is not None:
+        chosen = {name: replace(work, batch_size=batch) for name, work in chosen.items()}
+    training = {"--workload": workload, "--sizes": sizes, "--batch": batch, "--dtype": dtype}
     usual = [part for part in rows.PARTS if part != "ops" or where.type == "cuda" or dry]
-    usual = ["fits", "steps"] if workload or sizes else usual
+    usual = ["fits", "steps"] if any(value is not None for value in training.values()) else usual
     wanted = check_names(parts, rows.PARTS, "PART") or usual
+    for option, value in (training | {"--peers": peers}).items():
+        owners = ["fits", "steps", *["scaling"] * (option == "--peers")]
+        if value is not None and not set(owners) & set(wanted):
+            text = f"it belongs to {', '.join(owners)}, none of which is given"
+            raise typer.BadParameter(text, param_hint=option)
     dtypes = check_names(dtype, TOLERANCE, "--dtype")
     beside = [fits.KEYS[key] for key in check_names(peers, fits.KEYS, "--peers")]
 
@@ -129,7 +137,7 @@ def bench_command(
     left = float("inf") if seconds is None else seconds - conditions.age()
     run(result, todo, seconds=left, file=None if to_output else json_file, show=lambda row: show(row, console))
     if result["left out"]:
-        console.print(f"left out, for want of time: {', '.join(result['left out'])}")
+        console.print(f"left out, for want of time: {'; '.join(result['left out'])}")
     if result["bars"]:
         _show_bars(result["bars"], dry, console)
     console.print(f"{time.perf_counter() - begun:.0f} s on {result['device']}{loudly}", highlight=False)

@@ -27,6 +27,7 @@ from scratchcuda.options import (
     check_folder,
     check_name,
     measured,
+    number,
     trained,
     workload_of,
     write,
@@ -53,14 +54,14 @@ def profile_command(
     dtype: Annotated[str, trained(metavar="DTYPE", help=f"Of {', '.join(DTYPES)}.")] = "float32",
     device: Device = "cpu",
     threads: Threads = 1,
-    samples: Annotated[int, measured(min=2, metavar="N", help="Measurements of each time.")] = 15,
+    samples: Annotated[int, measured(callback=number(2), metavar="N", help="Measurements of each time.")] = 15,
     compile_: Annotated[
         bool,
         measured("--compile/--no-compile", help="Compare with torch.compile, which takes its time."),
     ] = True,
     top: Annotated[
         int,
-        shown(min=1, metavar="N", help="Layers and ops to show; the files have all."),
+        shown(callback=number(1), metavar="N", help="Layers and ops to show; the files have all."),
     ] = 15,
     sort: Annotated[
         str,
@@ -73,7 +74,7 @@ def profile_command(
     json_file: Json = None,
     steps_only: Annotated[
         int | None,
-        of_nsight(min=1, metavar="N", help="Run so many steps with their ranges, and end."),
+        of_nsight(callback=number(1), metavar="N", help="Run so many steps with their ranges, and end."),
     ] = None,
     ncu: Annotated[
         bool,
