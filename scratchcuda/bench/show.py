@@ -42,14 +42,14 @@ def duration(seconds: float) -> str:
 
 def _show_peers(row: Mapping[str, Any], console: Console) -> None:
     spread = row["spread"]
-    header = ["peer", "median", "quartiles", "faster", "from", "to", "difference"]
+    header = ["peer", "median", "quartiles", "faster", "from", "difference"]
     uses_memory = any("first use" in peer for peer in row["peers"].values())
     lines = []
     for name, peer in row["peers"].items():
         low, median, high = (duration(value) for value in peer["seconds"])
-        ends = [times(peer["ratio"][spread][i]) for i in (0, 2)] if peer["agrees"] else ["", ""]
-        cells = [f"{name} *" if name in row["fastest"] else name, median, f"{low} to {high}"]
-        cells += [verdict(peer, spread), *ends, f"{peer['difference']:.0e}"]
+        ends = " to ".join(times(peer["ratio"][spread][i]) for i in (0, 2)) if peer["agrees"] else ""
+        cells = [f"{name}*" if name in row["fastest"] else name, median, f"{low} to {high}"]
+        cells += [verdict(peer, spread), ends, f"{peer['difference']:.0e}"]
         if uses_memory:
             peak = peer["peak bytes"]
             cells += [

@@ -115,7 +115,7 @@ def _compared(title: str, names: Sequence[str], sides: Mapping[tuple[str, ...], 
     for i, (key, both) in enumerate(sides.items(), 1):
         times = [["", ""] if of is None else spread(of, 1e6) for of in (both.first, both.second)]
         rows.append([*[str(i)] * numbered, *key, *times[0], *times[1], ratio(both.ratio)])
-    header = [*[""] * numbered, *names, "first, µs", "quartiles", "second, µs", "quartiles", "ratio"]
+    header = [*[""] * numbered, *names, "first, µs", "first quartiles", "second, µs", "second quartiles", "ratio"]
     return Text(title, header, rows, "", tuple(names))
 
 
@@ -132,7 +132,7 @@ def _layers(profile: Profile, groups: dict[tuple[str, str], list[Row]], rest: li
 
 def _times(profile: Profile, numbered: Rows, more: str) -> Text:
     on_gpu = profile.rows[0].host is not None
-    header = ["", "phase", "layer", "op", "calls", "share", "warm, µs", "quartiles", "cold, µs", "quartiles"]
+    header = ["", "phase", "layer", "op", "calls", "share", "warm, µs", "warm quartiles", "cold, µs", "cold quartiles"]
     header += ["host, µs"] * on_gpu
     rows = []
     for i, row in numbered:
@@ -177,7 +177,7 @@ def _steps(profile: Profile) -> Text:
         note += f"the other {1e6 * (whole - inside):.0f} µs lie between them."
     else:
         note += "within the step they run faster than by themselves, so nothing is lost between them."
-    header = ["", "path", "step, µs", "quartiles", "ratio", "quartiles", "losses differ by"]
+    header = ["", "path", "step, µs", "step quartiles", "ratio", "ratio quartiles", "losses differ by"]
     return Text("Steps", header, rows, note, ("", "path"))
 
 
