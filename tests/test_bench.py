@@ -308,6 +308,15 @@ def test_scratch_peer_gives_parameters_in_the_order_of_torch():
         (["--peers", "scratchcuda,nobody"], "there is no 'nobody', expected one of torch.nn, scratchcuda"),
         (["--row", "nothing"], "no row's name holds 'nothing'"),
         (["--json", "/no/such/folder/x.json"], "--json"),
+        (["--seconds", "nan"], "'--seconds': nan, expected a finite number of at least 1"),
+        (["--workload", "mlp", "--sizes", "3,4"], "--sizes: 3,4 beside mlp, expected one of them"),
+        (["ops", "--workload", "mlp"], "--workload: it belongs to fits, steps, none of which is given"),
+        (["ops", "--peers", "scratchcuda, torch.compile"], "--peers: it belongs to fits, steps, scaling, none"),
+        (["--batch", "7", "--row", "wide"], "no row's name holds 'wide'"),  # as drop-in's do
+        (
+            ["fits", "fits", "--workload", "slr", "--dtype", "float64, float64", "--row", "x"],
+            "as of slr float64 fit; slr float64 fit with validation ",  # each once
+        ),
     ],
 )
 def test_bad_options_are_exit_status_2(arguments, message, monkeypatch):

@@ -78,17 +78,23 @@ def test_what_is_missing_or_wrong_is_shown_alone(error, shown, monkeypatch):
         main()
 
 
-def test_divergence_is_said():
-    result = compare("slr", "--epochs", 40, "--repeats", 1, "--lr", 1e9)
+def test_divergence_is_said(tmp_path):
+    """In columns that hold no losses of a hundred digits, and in JSON, which has no Infinity and no NaN."""
+    file = tmp_path / "c.json"
+    result = compare("slr", "--epochs", 40, "--repeats", 1, "--lr", 1e9, "--json", file)
     assert result.exit_code == 1
     assert "diverged" in result.output
+    assert max(map(len, re.findall(r"\S+", result.output))) < 20
+    found = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert found["scratch"]["train"][-1] is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["slr", "cifar"], "there is no 'cifar', expected one of slr, mlp, digits, diabetes, breast-cancer, mlp-1024"),
-        (["slr", "--epochs", "0"], "--epochs"),
+        ([""], "there is no ''"),
+        (["slr", "--epochs", "0"], "'--epochs': 0, expected an integer of at least 1"),
         (["slr", "--device", "mps"], "--device: there is no 'mps', expected cpu or cuda"),
         (["slr", "--device", "cuda:99"], "--device: cuda:99 cannot be used ("),
         (["slr", "--sizes", "3,4"], "--sizes: 3,4 beside slr, expected one of them"),
@@ -97,11 +103,13 @@ def test_divergence_is_said():
         (["--sizes", "3,4", "--activation", "gelu"], "--activation: there is no 'gelu', expected one of none, relu"),
         (["--activation", "relu"], "--activation: it belongs to --sizes"),
         (["slr", "--dtype", "int8"], "--dtype: there is no 'int8', expected one of float64, float32"),
-        (["slr", "--lr", "inf"], "--lr"),
-        (["slr", "--seed", "-1"], "--seed"),
+        (["slr", "--lr", "inf"], "'--lr': inf, expected a finite number of at least 0"),
+        (["slr", "--seed", "-1"], "'--seed': -1, expected an integer from 0 to 4294967295"),
         (["slr", "--plot", "/no/such/folder/p.png"], "--plot"),
         (["slr", "--plot", "p.gif"], "--plot: p.gif ends in .gif"),
         (["slr", "--json", "/tmp"], "--json"),
+        (["slr", "--json", ""], "'--json': '', expected a name"),
+        (["slr", "--plot", "p.png", "--json", "./p.png"], "--json: p.png is what --plot writes"),
     ],
 )
 def test_bad_options_are_exit_status_2(arguments, message, monkeypatch):

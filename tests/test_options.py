@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("typer")
 import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
 from scratchcuda import cli
 from scratchcuda.bench import fits
@@ -53,7 +54,16 @@ def test_commands_keep_their_numbers(command, width, shown):
         console = Console(width=room, file=io.StringIO(), force_terminal=True, color_system=None)
         shown[command](console)
         numbers.append(set(re.findall(r"[-.\de%]*\d[-.\de%]*", console.file.getvalue())))
+        assert max(map(len, console.file.getvalue().splitlines())) <= room  # or else the terminal cuts words
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("command", ["compare", "bench", "profile"])
+def test_helps_cut_no_word(command):
+    text = CliRunner(env={"COLUMNS": "60"}).invoke(cli.app, [command, "--help"]).output
+    assert max(map(len, text.splitlines())) <= 60
+    assert "…" not in text
+    assert command != "bench" or all(key in text for key in fits.KEYS)
 
 
 @pytest.mark.parametrize(
