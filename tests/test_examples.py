@@ -5,6 +5,7 @@ import re
 import pytest
 
 nbformat, notebooks = pytest.importorskip("nbformat"), pytest.importorskip("notebooks")
+pytestmark = pytest.mark.backends("tensor")  # their text speaks of the plan
 
 
 def outputs(notebook):
@@ -18,9 +19,6 @@ def outputs(notebook):
         (cell.execution_count, re.sub(r"[-+]?\d[.\d]*(e[-+]?\d+)?|\s+", " ", str(text)))
         for cell, text in zip(cells, texts, strict=True)
     ]
-
-
-pytestmark = pytest.mark.backends("tensor")  # their text speaks of the plan
 
 
 def test_there_are_two():
