@@ -37,12 +37,7 @@ def _checked(source: str, name: str) -> str:
 _ASKED = "kernels" if asked("FORCE_CUDA") else "tensor" if asked("SCRATCHCUDA_NO_CUDA") else "auto"
 
 #: The backend in use. One module attribute, which torch.compile guards.
-try:
-    current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or _ASKED)
-except ValueError as error:
-    if Path(*sys.argv[:1]).stem not in ("scratchcuda", "-m"):
-        raise
-    sys.exit(f"scratchcuda: {error}")  # the command line, of which no line has run yet
+current = _checked("SCRATCHCUDA_BACKEND", os.environ.get("SCRATCHCUDA_BACKEND") or _ASKED)
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
