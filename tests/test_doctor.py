@@ -134,11 +134,18 @@ def test_settings_that_cannot_do_are_problems(name, value, cause, machine, monke
     assert problem["cause"].startswith(cause)
 
 
-def test_builds_are_told_with_their_fault(machine, capsys):
+def test_builds_are_told_with_their_fault(machine, capsys, monkeypatch):
     machine(built="12.8")
     doctor.run()
     told = "kernels-0.so (sm_90, CUDA 12.8, torch 2.11.0); not used: it was built for CUDA 12.8, torch has 13.0"
-    assert told in capsys.readouterr().out
+    plain = capsys.readouterr().out
+    assert told in plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    doctor.run()
+    wrapped = capsys.readouterr().out
+    assert wrapped.split() == plain.split()
+    assert all(len(line) <= 40 or len(line.split()) == 1 for line in wrapped.splitlines())  # but for long paths
 
 
 def test_a_masked_sys_has_no_cards(monkeypatch):

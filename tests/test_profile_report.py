@@ -61,6 +61,7 @@ def made(rows):
 def test_tables():
     layers, times, work, steps, kernels = tables(made([row(0, warm=1e-5), row(1, warm=3e-5)]))
     assert layers.rows == [["0 Dense", "batch", "2", "20", "25.0%"], ["1 Dense", "forward", "2", "60", "75.0%"]]
+    assert all(len(set(table.header)) == len(table.header) for table in (times, steps))
     assert [line[times.header.index("share")] for line in times.rows] == ["25.0%", "75.0%"]
     assert times.rows[0][6:8] == ["10", "5 to 20"]
     assert work.rows[0][3:6] == ["1 k", "4 kB", "25 M"]  # 1000 FLOP and 4000 bytes in 40 us
