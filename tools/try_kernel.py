@@ -91,7 +91,7 @@ def tested(which: str, options: list[str]) -> int:
     tests.join()
     status = tests.exitcode or 0
     if status < 0:
-        faults.append(f"\n{test or kernel} died of {signal.Signals(-status).name}")
+        faults.append(f"\n{test or which} died of {signal.Signals(-status).name}")
     for fault in faults:
         print(fault)
     return status
