@@ -20,7 +20,7 @@ def number(least: float, most: float = math.inf) -> Callable[[Any], Any]:
     expected = f"{kind} of at least {least:g}" if most == math.inf else f"{kind} from {least} to {most}"
 
     def check(value: Any) -> Any:
-        if value is not None and not (least <= value <= most and math.isfinite(value)):
+        if value is not None and not (least <= value <= most and value < math.inf):
             raise typer.BadParameter(f"{value}, expected {expected}")
         return value
 
