@@ -305,6 +305,15 @@ def test_a_patched_class_is_not_passed_by(compiles, monkeypatch):
         assert_alike(net, twin, lambda one: call(X) if one is net else one(X))
 
 
+def test_what_a_filter_refuses_is_left():
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU())
+    done = convert(net, lambda module, name: name != "2", fuse=True)
+    assert done.left == {
+        "2": "refused by the filter",
+        "1": "not fused: its ReLU is torch's",
+    }
+
+
 def test_what_a_call_does_not_show_is_left():
     net = nn.ModuleDict({"net": Net(), "other": Net(), "seq": nn.Sequential(nn.Linear(6, 6), nn.GELU())})
     net.forward = lambda x, other: net["net"](net["seq"](x))

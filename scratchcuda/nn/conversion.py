@@ -219,7 +219,7 @@ def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> 
     for name, layer in _named(model):
         if type(layer) is not layers.Linear:
             continue
-        following = pairs.get(layer) or (trace and trace.met.get(layer))
+        following: Any = pairs.get(layer) or (trace and trace.met.get(layer))
         kind, reason = type(following), ""
         if trace and layer in trace.fused:
             done.fused[name] = trace.fused[layer]
@@ -229,7 +229,7 @@ def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> 
                 done.fused[name] = layers.ACTIVATIONS[kind]
             elif not reason:
                 reason = "no forward shows that the activation alone reads what it returns"
-        elif kind in _OURS:
+        elif _OURS.get(kind) in layers.ACTIVATIONS:
             reason = f"its {kind.__name__} is torch's"
         elif _is_activation(kind):
             reason = f"{kind.__name__} is no activation of ours"
