@@ -25,7 +25,7 @@ READY  := $(VENV)/.ready
   bench-report notebooks clean
 
 demo: $(READY)
-	$(BIN)/scratchcuda compare digits mlp
+	$(BIN)/scratchcuda compare digits mlp --repeats 2
 
 # A process of tests for each core; ARGS=-n0 puts all into one, as a debugger wants it.
 WORKERS := -n logical --dist worksteal
