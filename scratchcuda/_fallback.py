@@ -28,7 +28,7 @@ def fallback(
 
 
 class _Modules(Loader):
-    """Finds modules below ours that torch has, and shows torch's own, or its with our classes in them.
+    """Finds modules below ours that torch has: torch's own, or where that has classes that are ours, one with these.
 
     Asked before files are looked for: below a module of torch's those are torch's, which would be loaded again, and
     those of ours that name a module of torch's are for type checkers, and never run.
