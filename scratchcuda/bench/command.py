@@ -1,5 +1,6 @@
 """``scratchcuda bench``."""
 
+import logging
 import time
 from dataclasses import replace
 from typing import Annotated, Any
@@ -121,6 +122,7 @@ def bench_command(
         some = "; ".join(found.label for found in every[:8])
         text = f"no row's name holds {' or '.join(map(repr, row or ()))}, expected a part of one, as of {some}"
         raise typer.BadParameter(text, param_hint="--row")
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # what it cannot trace is no news of a benchmark
     to_output = str(json_file) == "-"
     console = open_console(stderr=to_output)
     begun = time.perf_counter()
