@@ -18,6 +18,7 @@ from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
 from scratchcuda.options import (
     NAMES,
+    OUTPUT,
     Activated,
     Batch,
     Device,
@@ -115,7 +116,7 @@ def compare_command(
     names: list[str | None] = [*workloads] if workloads else [None]
     works = [workload_of(name, sizes, activation, batch, where) for name in names]
     torch.set_num_threads(threads)
-    console = open_console(stderr=str(json_file) == "-")
+    console = open_console(stderr=json_file == OUTPUT)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("data", total=2 * repeats * len(works))

@@ -33,6 +33,9 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+#: Stands for the output where a file is asked for.
+OUTPUT = Path("-")
+
 #: Options, by the panel of the help that they stand in.
 trained = partial(typer.Option, rich_help_panel="What is trained")
 measured = partial(typer.Option, rich_help_panel="How it is measured")
@@ -95,7 +98,7 @@ def check_file(path: Path | None, option: str, endings: Collection[str] = ()) ->
     Args:
         endings: those that it may have; none are all, and `-`, the output.
     """
-    if path is None or (str(path) == "-" and not endings):
+    if path is None or (path == OUTPUT and not endings):
         return
     if endings and path.suffix[1:].lower() not in endings:
         text = f"{path} ends in {path.suffix or 'nothing'}, expected .{' or .'.join(endings)}"
@@ -133,7 +136,7 @@ def _try_to_write(path: Path, option: str) -> None:
 
 def write(text: str, path: Path) -> None:
     """Into a file that :func:`check_file` has let through."""
-    if str(path) == "-":
+    if path == OUTPUT:
         typer.echo(text)
     else:
         path.write_text(text + "\n")

@@ -16,6 +16,7 @@ from scratchcuda.bench.show import show
 from scratchcuda.compare import workloads
 from scratchcuda.options import (
     NAMES,
+    OUTPUT,
     Activated,
     Batch,
     Device,
@@ -123,7 +124,7 @@ def bench_command(
         text = f"no row's name holds {' or '.join(map(repr, row or ()))}, expected a part of one, as of {some}"
         raise typer.BadParameter(text, param_hint="--row")
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # what it cannot trace is no news of a benchmark
-    to_output = str(json_file) == "-"
+    to_output = json_file == OUTPUT
     console = open_console(stderr=to_output)
     begun = time.perf_counter()
     result = conditions.conditions(where) | {"dry": dry, "ceilings": vars(limits)}

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchcuda import _ranges
-from scratchcuda.nn.layers import Linear, computed_with, is_watched
+from scratchcuda.nn.layers import Linear, computed_with, in_turn, is_watched
 
 
 class Carried(NamedTuple):
@@ -50,21 +50,17 @@ def call(
     """
     pending = [*reversed(functions)]
     if type(input) is Carried:
-        pending = [*input.functions, *pending]
-        input = input.value
+        input, carried = input
+        pending = [*carried, *pending]
     elif first is not None:
         pending = [first(), *pending]
-    while pending:
-        function, *pending = pending
-        is_last = type(function) is Linear and not pending and following is not None and not is_watched(function)
-        others = [following()] if is_last else pending  # type: ignore[misc]
-        activation = computed_with(function, others[0], input) if others else ""
-        input = function(input, activation) if activation else function(input)
-        others = others[1:] if activation else others
-        if is_last:
-            return Carried(input, tuple(others))
-        pending = others
-    return input
+    if following is None or not pending or type(pending[-1]) is not Linear or is_watched(pending[-1]):
+        return in_turn(pending, input)
+    *others, layer = pending
+    input, function = in_turn(others, input), following()
+    if activation := computed_with(layer, function, input):
+        return Carried(layer(input, activation), ())
+    return Carried(layer(input), (function,))
 
 
 _CALL = "_scratchcuda_call"

@@ -5,6 +5,7 @@ other state, so copies, pickles and checkpoints go both ways.
 """
 
 import itertools
+from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -100,16 +101,20 @@ class FusedSequential(torch.nn.Sequential):
     """
 
     def forward(self, input: Any) -> Any:
-        computed = False
-        modules: list[Any] = [*self._modules.values(), None]
-        for module, following in itertools.pairwise(modules):
-            if computed:  # by the Linear before it
-                computed = False
-            elif activation := computed_with(module, following, input):
-                input, computed = module(input, activation), True
-            else:
-                input = module(input)
-        return input
+        return in_turn(self._modules.values(), input)
+
+
+def in_turn(functions: Iterable[Any], input: Any) -> Any:
+    """Modules, or other functions, one after another, each on what the one before it returns."""
+    computed = False
+    for function, following in itertools.pairwise([*functions, None]):
+        if computed:  # by the Linear before it
+            computed = False
+        elif activation := computed_with(function, following, input):
+            input, computed = function(input, activation), True
+        else:
+            input = function(input)
+    return input
 
 
 def computed_with(function: Any, following: Any, input: Any) -> str:

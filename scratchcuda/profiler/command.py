@@ -15,6 +15,7 @@ from scratchcuda._json import dumps
 from scratchcuda.compare import Pair
 from scratchcuda.linear_regression import SimpleLinearRegression
 from scratchcuda.options import (
+    OUTPUT,
     Activated,
     Batch,
     Device,
@@ -129,7 +130,7 @@ def profile_command(
         )
     from scratchcuda.profiler import report  # with what it imports, no command has to wait for it to begin
 
-    to_output = str(json_file) == "-"
+    to_output = json_file == OUTPUT
     report.show(found, top, sort, open_console(stderr=to_output))
     if out is not None:
         typer.echo("\n".join(map(str, found.save(out))), err=to_output)

@@ -299,9 +299,8 @@ def _check(model: Any, inputs: Any, kwargs: Any, targets: Any, loss: Any, optimi
         )
     given = {"inputs": inputs, "kwargs": kwargs}
     tensors = [(name, tensor) for name, data in given.items() for tensor in costs.tensors_of(data)]
-    if not any(tensor.numel() for _, tensor in tensors):  # an empty one among others may be what the model wants
-        for name, tensor in tensors[:1]:
-            _checks.not_empty(name, tensor)
+    if tensors and not any(tensor.numel() for _, tensor in tensors):  # an empty one among others may be wanted
+        _checks.not_empty(*tensors[0])
     if isinstance(targets, nn.Module):
         raise TypeError(f"targets is {targets!r}, expected data; a loss is given as loss=")
     if loss is not None and (isinstance(loss, type) or not callable(loss)):
