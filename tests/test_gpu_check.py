@@ -77,7 +77,7 @@ def test_without_a_gpu_or_without_torch_it_says_so(run, capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "last", "workers", "passed", "text"),
-    [(90, 99, 0, None, "; no time"), (90, 99, 2, None, "; no time"), (10, -99, 0, False, "; took too long")],
+    [(90, 99, 0, None, "; no time"), (90, 99, 2, None, "; no time"), (20, -99, 0, False, "; took too long")],
 )
 def test_a_part_tells_what_it_has_found_in_its_time(seconds, last, workers, passed, text, tmp_path, monkeypatch):
     """Whether it ends by itself, as its time is over when the first test has ended, or has to be stopped."""
