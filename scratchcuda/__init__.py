@@ -1,5 +1,7 @@
 """Neural networks trained from scratch, step by step as torch.nn trains them."""
 
+import sys as _sys
+
 from scratchcuda._build import toolchain
 from scratchcuda._build.library import BuildError
 
@@ -12,33 +14,37 @@ from scratchcuda import metrics as metrics
 from scratchcuda import nn as nn
 from scratchcuda import ops as ops
 from scratchcuda import optim as optim
-from scratchcuda._backend import use_backend
-from scratchcuda.activations import Activation, Layer, Linear, ReLU, RelU, Sigmoid, Softmax, Tanh
-from scratchcuda.layers import Dense, InputLayer
-from scratchcuda.linear_regression import SimpleLinearRegression
-from scratchcuda.losses import MSE, CrossEntropy, Losses
-from scratchcuda.model import Model
-from scratchcuda.training import History
+from scratchcuda.engine import activations as activations
+from scratchcuda.engine import layers as layers
+from scratchcuda.engine import linear_regression as linear_regression
+from scratchcuda.engine import losses as losses
+from scratchcuda.engine import model as model
+from scratchcuda.engine import parameters as parameters
+from scratchcuda.engine import training as training
+from scratchcuda.engine.activations import *
+from scratchcuda.engine.layers import Dense, InputLayer
+from scratchcuda.engine.linear_regression import SimpleLinearRegression
+from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
+from scratchcuda.engine.model import Model
+from scratchcuda.engine.training import History
+from scratchcuda.ops._backend import use_backend
 
 __version__ = "0.1.0"
+
+# Where the files of the engine were before, by which pickles, and imports of users, name them.
+for _file in (activations, layers, linear_regression, losses, model, parameters, training):
+    _sys.modules[_file.__name__.replace("engine.", "")] = _file
 
 # No modules: "import *" must leave a user's own nn and optim as they are.
 __all__ = [
     "MSE",
-    "Activation",
     "CrossEntropy",
     "Dense",
     "History",
     "InputLayer",
-    "Layer",
-    "Linear",
     "Losses",
     "Model",
-    "ReLU",
-    "RelU",
-    "Sigmoid",
     "SimpleLinearRegression",
-    "Softmax",
-    "Tanh",
     "use_backend",
 ]
+__all__ += activations.__all__

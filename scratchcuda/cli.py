@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from scratchcuda import __version__, _backend, doctor
+from scratchcuda import __version__, doctor
 from scratchcuda._json import dumps
 from scratchcuda.bench import fits
 from scratchcuda.bench.command import bench_command
 from scratchcuda.compare import Comparison, compare
+from scratchcuda.ops import _backend
 from scratchcuda.options import (
     NAMES,
     OUTPUT,

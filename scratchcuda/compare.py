@@ -15,12 +15,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from scratchcuda.conditions import device_name
-from scratchcuda.layers import Dense
-from scratchcuda.linear_regression import SimpleLinearRegression
-from scratchcuda.losses import MSE, CrossEntropy
+from scratchcuda.engine.layers import Dense
+from scratchcuda.engine.linear_regression import SimpleLinearRegression
+from scratchcuda.engine.losses import MSE, CrossEntropy
+from scratchcuda.engine.model import Model
+from scratchcuda.engine.training import History
 from scratchcuda.metrics import mape
-from scratchcuda.model import Model
-from scratchcuda.training import History
+from scratchcuda.ops.activations import ENTRIES, elementwise
 
 #: Largest relative difference that counts as agreement, in rounding units of the dtype: 1e-12 in float64. The
 #: documents show differences of a few units; a fit of some thousand steps adds up a few hundred.
@@ -80,12 +81,7 @@ def _real(load: Callable[..., Any], standardise_y: bool = False) -> Callable[[in
 
 
 #: What stands between the products of :func:`network`.
-ACTIVATIONS: dict[str, type[nn.Module] | None] = {
-    "none": None,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-}
+ACTIVATIONS = ("none", *(entry.name for entry in elementwise()))
 
 
 def network(
@@ -95,7 +91,7 @@ def network(
 
     Args:
         sizes: features of the input, of each layer in between, and of the output; at least two.
-        activation: between the products, a key of :data:`ACTIVATIONS`.
+        activation: between the products, one of :data:`ACTIVATIONS`.
         batch_size: samples of a step, and of the validation.
         batches: steps of an epoch.
         epochs: of a fit.
@@ -118,7 +114,7 @@ def network(
     def modules() -> list[nn.Module]:
         found: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
         for inner, outer in itertools.pairwise(sizes[1:]):
-            found += [*([kind()] if (kind := ACTIVATIONS[activation]) else []), nn.Linear(inner, outer)]
+            found += [*([ENTRIES[activation].module()] if activation != "none" else []), nn.Linear(inner, outer)]
         return found
 
     # The loss is a mean over n_out targets, and x' x / batch_size of normal inputs has eigenvalues up to the square

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import scratchcuda
-from scratchcuda import _backend, use_backend
+from scratchcuda import use_backend
+from scratchcuda.ops import _backend
 
 SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,temperature.gpu"
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 import scratchcuda
-from scratchcuda import _backend
 from scratchcuda._build import extension, toolchain
 from scratchcuda._build.library import BuildError, Library, asked, cache, facts_of, jobs
+from scratchcuda.ops import _backend
 
 #: Of the environment, what decides about builds and backends.
 SETTINGS = (

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import scratchcuda
-from scratchcuda import _backend, _emulator
 from scratchcuda._build import emulator
 from scratchcuda._build.library import BuildError
+from scratchcuda.ops import _backend, _emulator
 
 BACKENDS = ("tensor", "emulator", "kernels")
 collect_ignore = [] if "tests.stand_in.plugin" in sys.modules else ["stand_in"]

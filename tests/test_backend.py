@@ -24,15 +24,13 @@ from scratchcuda import (
     SimpleLinearRegression,
     Softmax,
     Tanh,
-    _backend,
     _build,
-    _emulator,
-    _library,
     ops,
-    tensor_ops,
 )
 from scratchcuda._build.library import BuildError
 from scratchcuda.compare import WORKLOADS, Pair
+from scratchcuda.ops import _backend, _emulator, _registry
+from scratchcuda.ops._registry import twins
 
 pytestmark = pytest.mark.backends("tensor")
 
@@ -174,8 +172,8 @@ def test_training_runs_on_kernels(plan, step, served):
 @pytest.mark.parametrize("last", [Softmax(), Tanh(), Linear()], ids=repr)
 def test_no_twin_has_a_part_in_training(last, loss_f, plan, monkeypatch):
     """Nor has any other product, activation, loss or update of torch's: what is left is copies and the like."""
-    for name in _library.SCHEMAS:
-        monkeypatch.setattr(tensor_ops, name, None)
+    for name in _registry.OPS:
+        monkeypatch.setattr(twins, name, None)
     layers = [InputLayer(5), Dense(8, Sigmoid()), Dense(4), ReLU(), Dense(3, last)]
     with scratchcuda.use_backend("emulator"):
         model = Model(layers, loss_f)
@@ -324,18 +322,18 @@ def test_cuda_tensors_without_kernels(monkeypatch, recwarn):
     _backend._warn_once.cache_clear()
     cuda, cpu = OnDevice(device=torch.device("cuda:0")), OnDevice(device=torch.device("cpu"))
     with scratchcuda.use_backend("auto"):
-        assert _backend.serving("tanh", cuda) is _backend.serving("tanh", cuda) is tensor_ops.tanh
+        assert _backend.serving("tanh", cuda) is _backend.serving("tanh", cuda) is twins.tanh
     (warning,) = recwarn.list
     assert str(warning.message) == "CUDA tensors are served by torch's tensor operations, because the reason; the cure"
     with scratchcuda.use_backend("kernels"):
-        assert _backend.serving("tanh", cpu) is tensor_ops.tanh
+        assert _backend.serving("tanh", cpu) is twins.tanh
         with pytest.raises(RuntimeError, match="tanh got CUDA tensors, but the reason; the cure"):
             _backend.serving("tanh", cuda)
     monkeypatch.setattr(_backend, "kernels_unfit", lambda device: "")
     with scratchcuda.use_backend("auto"):
         assert _backend.serving("tanh", cuda) == torch.ops.scratchcuda.tanh
     with scratchcuda.use_backend("tensor"):
-        assert _backend.serving("tanh", cuda) is tensor_ops.tanh
+        assert _backend.serving("tanh", cuda) is twins.tanh
 
 
 def test_twins_serve_what_has_no_numbers_in_memory(served):

@@ -16,12 +16,12 @@ from torch import nn
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from scratchcuda import _library
 from scratchcuda.bench import drop_in, fits, operations, rows
 from scratchcuda.bench.agreement import Judge
 from scratchcuda.bench.memory import Peak
 from scratchcuda.bench.peers import COMPILED, GRAPH, SCRATCH, TORCH, Runner, eager, scratch
 from scratchcuda.compare import WORKLOADS, Pair, network
+from scratchcuda.ops import _registry
 from scratchcuda.profiler import ceilings, turns
 from scratchcuda.profiler.clocks import HostClock
 
@@ -60,7 +60,7 @@ def test_dry_run(tmp_path, usual_path):
             assert ours["path"] == usual_path or row["dtype"] == "bfloat16"
             assert row["notes"][GRAPH] == "needs a GPU"
     measured = {row["op"] for row in labels.values() if "op" in row}
-    assert measured == {name for name in _library.SCHEMAS if not name.endswith("_step_")}  # whose kernels others have
+    assert measured == {name for name in _registry.OPS if not name.endswith("_step_")}  # whose kernels others have
     bars = {bar["bar"]: bar["reached"] for bar in result["bars"]}
     assert bars.pop(f"mlp float64 fit: times as fast as {GRAPH}") is None  # not measured
     assert len(bars) == 2 * 6 + 14 + 1

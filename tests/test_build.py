@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import scratchcuda
-from scratchcuda import _backend, _build, doctor
+from scratchcuda import _build, doctor
 from scratchcuda._build import extension, library, toolchain
 from scratchcuda._build.library import BuildError, Library
+from scratchcuda.ops import _backend
 
 pytestmark = pytest.mark.backends("tensor")
 

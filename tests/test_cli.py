@@ -41,7 +41,7 @@ def test_compare_prints_draws_and_writes(tmp_path):
     assert len(found["torch"]["accuracy"]) == 2
     assert found["torch"]["accuracy"][-1] > 0.9
     assert found["ratio"] > 0
-    assert ("ratio" in result.output) == (scratchcuda._backend.current != "emulator")  # whose times are no speed
+    assert ("ratio" in result.output) == (scratchcuda.ops._backend.current != "emulator")  # whose times are no speed
 
 
 def test_a_network_of_its_own_as_json_alone():

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import scratchcuda
-from scratchcuda.costs import tensors_of
 from scratchcuda.nn import Conversion, convert, revert
+from scratchcuda.profiler.costs import tensors_of
 
 
 class Tied(nn.Module):

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from scratchcuda import _backend, doctor
+from scratchcuda import doctor
 from scratchcuda._build import extension, toolchain
 from scratchcuda._build.library import BuildError, Library
+from scratchcuda.ops import _backend
 
 pytestmark = pytest.mark.backends("tensor")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scratchcuda import _build, _emulator
+from scratchcuda import _build
+from scratchcuda.ops import _emulator
 
 pytestmark = pytest.mark.backends("emulator")
 FAULTS = Path(__file__).with_name("faults.cu")

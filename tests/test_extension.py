@@ -11,8 +11,9 @@ from oracle import same
 from raw_refusals import DELTA, REFUSALS, B, G, W, X, refuses
 
 import scratchcuda
-from scratchcuda import _backend, _library, tensor_ops
 from scratchcuda._build import extension, library
+from scratchcuda.ops import _backend, _registry
+from scratchcuda.ops._registry import twins
 
 pytestmark = [
     pytest.mark.backends("tensor"),
@@ -53,13 +54,13 @@ def test_architectures_are_those_reported(built):
 
 
 @pytest.mark.usefixtures("built")
-@pytest.mark.parametrize("name", _library.SCHEMAS)
+@pytest.mark.parametrize("name", _registry.OPS)
 def test_every_op_has_a_cuda_kernel_and_keeps_its_schema_and_twin(name):
     op = getattr(torch.ops.scratchcuda, name).default
-    assert str(op._schema) == f"scratchcuda::{name}{_library.SCHEMAS[name]}"
+    assert str(op._schema) == f"scratchcuda::{name}{_registry.OPS[name]}"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CUDA")
     assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CPU")
-    same(torch.ops.scratchcuda.dense(X, W, B, "relu"), tensor_ops.dense(X, W, B, "relu"))
+    same(torch.ops.scratchcuda.dense(X, W, B, "relu"), twins.dense(X, W, B, "relu"))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from test_ops import ARGUMENTS, cast, outputs
 from trajectories import mlp
 
 import scratchcuda
-from scratchcuda import CrossEntropy, Softmax, Tanh, _emulator, _library, ops
+from scratchcuda import CrossEntropy, Softmax, Tanh, ops
 from scratchcuda.compare import WORKLOADS, Pair
+from scratchcuda.ops import _emulator, _registry
 
 DEVICE = "cuda"
 CAN_OVERLAP = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
@@ -37,7 +38,7 @@ def tensors(args):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m", [1, 33, 1500])
-@pytest.mark.parametrize("name", _library.SCHEMAS)
+@pytest.mark.parametrize("name", _registry.OPS)
 def test_gpu_minus_emulator(name, m, dtype, record_property):
     """They differ by contracted products, and by the last bits of exp, tanh and log."""
     args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
@@ -76,7 +77,7 @@ def test_products_in_every_tile(dtype, tile):
         controls.scratchcuda_set_tile(-1)
 
 
-@pytest.mark.parametrize("name", _library.SCHEMAS)
+@pytest.mark.parametrize("name", _registry.OPS)
 def test_ops_run_on_the_current_stream(name):
     """Their arguments come late, on a stream of their own: on another one the op would be too early."""
     args = ARGUMENTS[name](33)
@@ -97,7 +98,7 @@ def test_ops_run_on_the_current_stream(name):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
-@pytest.mark.parametrize("name", _library.SCHEMAS)
+@pytest.mark.parametrize("name", _registry.OPS)
 def test_ops_run_on_the_device_of_their_tensors(name):
     args = ARGUMENTS[name](33)
     expected = results(torch.ops.scratchcuda, name, on("cuda:0", args))
@@ -120,7 +121,7 @@ def test_a_fit_on_another_device_than_the_current_one():
     assert torch.cuda.current_device() == 0
 
 
-@pytest.mark.parametrize("name", _library.SCHEMAS)
+@pytest.mark.parametrize("name", _registry.OPS)
 def test_the_same_bits_every_time(name):
     args = ARGUMENTS[name](1500)
     first, second = (results(torch.ops.scratchcuda, name, on(DEVICE, args)) for _ in range(2))

@@ -23,11 +23,11 @@ from scratchcuda import (
     SimpleLinearRegression,
     Softmax,
     Tanh,
-    _emulator,
-    graph_plan,
     ops,
 )
 from scratchcuda.compare import WORKLOADS, Pair
+from scratchcuda.engine.plans import graph as graph_plan
+from scratchcuda.ops import _emulator
 
 pytestmark = pytest.mark.backends("emulator", "kernels")
 

@@ -9,8 +9,9 @@ from oracle import first, same
 from raw_refusals import REFUSALS, refuses
 from torch.nn import functional
 
-from scratchcuda import _emulator, ops, tensor_ops
-from scratchcuda._library import SCHEMAS
+from scratchcuda import ops
+from scratchcuda.ops import _emulator
+from scratchcuda.ops._registry import SCHEMAS, twins
 
 aten = torch.ops.aten
 
@@ -306,7 +307,7 @@ def test_registration(name, raw):
     results = torch.library.opcheck(getattr(raw, name), ARGUMENTS[name](4))
     assert set(results.values()) == {"SUCCESS"}
     assert getattr(raw, name).default._schema.__str__().partition("::")[2] == name + SCHEMAS[name]
-    assert callable(getattr(tensor_ops, name))
+    assert callable(getattr(twins, name))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

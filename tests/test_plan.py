@@ -26,10 +26,10 @@ from scratchcuda import (
     SimpleLinearRegression,
     Softmax,
     Tanh,
-    graph_plan,
-    tensor_plan,
-    tensor_steps,
 )
+from scratchcuda.engine.plans import graph as graph_plan
+from scratchcuda.engine.plans import tensor as tensor_plan
+from scratchcuda.engine.plans import tensor_steps
 
 TOLERANCE = TOLERANCE[torch.float64]
 

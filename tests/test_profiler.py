@@ -15,10 +15,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 import scratchcuda
 from scratchcuda import CrossEntropy, Dense, InputLayer, Model, ReLU, SimpleLinearRegression, Softmax, Tanh, _ranges
-from scratchcuda.costs import Cost
 from scratchcuda.profiler import ceilings, kernels, measure, profile, race
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import HostClock, clock_of, nothing
+from scratchcuda.profiler.costs import Cost
 from scratchcuda.profiler.record import Call, Ranges, Recorder, copied
 from scratchcuda.profiler.subjects import FitSubject, ModuleSubject
 
@@ -244,7 +244,7 @@ def test_cold_data_take_longer():
 
 @pytest.mark.backends("emulator")
 def test_ratios_are_torchs_time_by_ours(monkeypatch):
-    right, op = scratchcuda.tensor_ops.relu, scratchcuda._emulator.current().ops.relu.default
+    right, op = scratchcuda.ops._registry.twins.relu, scratchcuda.ops._emulator.current().ops.relu.default
     seconds = {op: [2.0, 4.0], right: [8.0, 16.0], "compiled": [16.0, 32.0]}
 
     class Clock(HostClock):
@@ -262,7 +262,7 @@ def test_ratios_are_torchs_time_by_ours(monkeypatch):
     call = Call(op, (X.cpu(),), {}, Cost(0, 1, 1))
     row = measure.measure(call, [], Clock(), LIMITS, compile=True)
     assert (row.warm[1], row.eager, row.compiled) == (3.0, [4.0] * 3, [8.0] * 3)
-    monkeypatch.setattr(scratchcuda.tensor_ops, "relu", lambda z: 1.001 * right(z))
+    monkeypatch.setattr(scratchcuda.ops._registry.twins, "relu", lambda z: 1.001 * right(z))
     assert measure.measure(call, [], Clock(), LIMITS, compile=True).eager is None  # of other results
 
 
@@ -306,13 +306,13 @@ def test_what_limits_a_call(moved, flops, launches, expected):
 @pytest.mark.backends("emulator")
 def test_errors_against_the_oracle(monkeypatch):
     x, w, b = torch.randn(5, 7), torch.randn(7, 3), torch.randn(3)
-    op = scratchcuda._emulator.current().ops.dense.default
+    op = scratchcuda.ops._emulator.current().ops.dense.default
     call = Call(op, (x, w, b, "none"), {}, Cost(1, 1, 1))
     assert 0 < measure.error_of(call) < 1e-6
-    right = scratchcuda.tensor_ops.dense
-    monkeypatch.setattr(scratchcuda.tensor_ops, "dense", lambda *args: 1.01 * right(*args))
+    right = scratchcuda.ops._registry.twins.dense
+    monkeypatch.setattr(scratchcuda.ops._registry.twins, "dense", lambda *args: 1.01 * right(*args))
     assert measure.error_of(call) == pytest.approx(0.01 / 1.01, rel=1e-3)
-    monkeypatch.setattr(scratchcuda.tensor_ops, "dense", lambda *args: float("nan") * right(*args))
+    monkeypatch.setattr(scratchcuda.ops._registry.twins, "dense", lambda *args: float("nan") * right(*args))
     assert math.isnan(measure.error_of(call))
     update = Call(torch.ops.aten.add_.Tensor, (x, x), {}, Cost(1, 1, 1))
     assert measure.error_of(update) < 1e-7  # of what is written

@@ -19,10 +19,10 @@ from torch import nn
 
 import scratchcuda
 from scratchcuda import Dense, InputLayer, Model
-from scratchcuda.costs import tensors_of
 from scratchcuda.nn.conversion import TORCHS
 from scratchcuda.profiler import ceilings, profile, race
 from scratchcuda.profiler.clocks import HostClock
+from scratchcuda.profiler.costs import tensors_of
 from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, Recorder, copied
 from scratchcuda.profiler.subjects import ModuleSubject

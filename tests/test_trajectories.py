@@ -20,9 +20,9 @@ from scratchcuda import (
     SimpleLinearRegression,
     Softmax,
     Tanh,
-    _backend,
 )
 from scratchcuda.compare import WORKLOADS
+from scratchcuda.ops import _backend
 
 ACTIVATIONS = [Linear, ReLU, Sigmoid, Tanh, Softmax]
 

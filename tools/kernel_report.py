@@ -145,7 +145,7 @@ def launches() -> dict[str, tuple[int, int]]:
     """For each kernel, the threads and the bytes of shared memory of a block, as its launcher asks for them."""
     import torch  # nothing else here needs it
 
-    from scratchcuda import _emulator
+    from scratchcuda.ops import _emulator
 
     emulator = _emulator.current()
     ops, controls = emulator.ops, emulator.controls

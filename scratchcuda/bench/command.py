@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from scratchcuda import _backend, conditions
+from scratchcuda import conditions
 from scratchcuda.bench import fits, rows
 from scratchcuda.bench.agreement import TOLERANCE
 from scratchcuda.bench.run import dumps, run
 from scratchcuda.bench.show import show
 from scratchcuda.compare import workloads
+from scratchcuda.ops import _backend
 from scratchcuda.options import (
     NAMES,
     OUTPUT,

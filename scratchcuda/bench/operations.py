@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scratchcuda import costs, ops, tensor_ops
+from scratchcuda import ops
+from scratchcuda.ops._registry import twins
+from scratchcuda.ops.activations import elementwise
+from scratchcuda.profiler import costs
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
 from scratchcuda.profiler.turns import fastest, ratio, rotated
@@ -82,7 +85,7 @@ class Operation:
         return made
 
     def ways(self) -> dict[str, Callable[..., Any]]:
-        ours, torchs = (partial(getattr(module, self.op), **self.options) for module in (ops, tensor_ops))
+        ours, torchs = (partial(getattr(module, self.op), **self.options) for module in (ops, twins))
         return {self.torchs_name: self.torchs or torchs, OURS: self.ours or ours}
 
     def cost(self, arguments: list[Tensor], out: Any) -> costs.Cost:
@@ -144,10 +147,7 @@ def torch_take(x: Tensor, y: Tensor, order: Tensor, x_batch: Tensor, y_batch: Te
     return torch.index_select(x, 0, order, out=x_batch), torch.index_select(y, 0, order, out=y_batch)
 
 
-def elementwise(op: str, arguments: str = "n") -> Operation:
-    return Operation(op, "n", arguments)
-
-
+ACTIVATIONS = [entry.name for entry in elementwise()]
 NONE, RELU = {"activation": "none"}, {"activation": "relu"}
 OPERATIONS = {
     "dense none": Operation("dense", "mkn", "mk kn n", NONE, torchs=lambda x, w, b: b.addmm(x, w), torchs_name=ADDMM),
@@ -156,8 +156,8 @@ OPERATIONS = {
     "dense_backward_input relu": Operation("dense_backward_input", "mkn", "mn kn mk", RELU),
     "dense_backward_weights": Operation("dense_backward_weights", "mkn", "mn mk"),
     "dense_update_": Operation("dense_update_", "mkn", "mn mk kn n", {"lr": LR}, update, torch_update),
-    **{name: elementwise(name) for name in ("relu", "sigmoid", "tanh")},
-    **{name: elementwise(name, "n n") for name in ("relu_backward", "sigmoid_backward", "tanh_backward")},
+    **{name: Operation(name, "n", "n") for name in ACTIVATIONS},
+    **{f"{name}_backward": Operation(f"{name}_backward", "n", "n n") for name in ACTIVATIONS},
     "mse": Operation("mse", "n", "n n", torchs=torch_mse),
     "sgd_update_": Operation("sgd_update_", "n", "n n", {}, sgd, torch_sgd, sgd_given),
     "sgd_update_ momentum": Operation("sgd_update_", "n", "n n n", {}, sgd, torch_sgd, sgd_given),

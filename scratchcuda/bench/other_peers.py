@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scratchcuda.bench.peers import Losses, Peer, Runner, batches
 from scratchcuda.compare import Pair, Workload
+from scratchcuda.ops.activations import ENTRIES
 
 
 def documents(pair: Pair, work: Workload, validate: bool) -> Runner:
@@ -92,25 +93,26 @@ def jax(pair: Pair, work: Workload, validate: bool, whole: bool = True) -> Runne
     def as_torch(array: Any) -> Tensor:
         return torch.as_tensor(np.array(array.astype("float32") if array.dtype == jnp.bfloat16 else array))
 
-    activations: dict[type[nn.Module], Callable[..., Any]] = {
-        nn.Tanh: jnp.tanh,
-        nn.Softmax: lambda z: jax.nn.softmax(z, axis=1),
-        nn.Sigmoid: jax.nn.sigmoid,
-        nn.ReLU: jax.nn.relu,
-    }
-    kinds = [type(module) for module in pair.net]
+    entries = {entry.module: entry for entry in ENTRIES.values()}
+
+    def function_of(module: nn.Module) -> Callable[..., Any]:
+        entry = entries[type(module)]
+        function = getattr(jax.nn, entry.name)  # of the name and the arguments of torch's
+        return lambda z: function(z, *entry.values_of("module", module))
+
+    functions = [None if isinstance(module, nn.Linear) else function_of(module) for module in pair.net]
     x, y, *valid_data = (as_jax(data) for data in (pair.x, pair.y, pair.x_valid, pair.y_valid))
     count, full = -(-len(y) // work.batch_size), len(y) // work.batch_size
     cut = full * work.batch_size
 
     def loss_of(params: Any, x: Any, y: Any) -> Any:
         params = iter(params)
-        for kind in kinds:
-            if kind is nn.Linear:
+        for function in functions:
+            if function is None:
                 w, b = next(params)
                 x = x @ w + b
             else:
-                x = activations[kind](x)
+                x = function(x)
         if work.loss is nn.MSELoss:
             return ((x - y) ** 2).mean()
         return -jnp.take_along_axis(jax.nn.log_softmax(x, axis=1), y[:, None], axis=1).mean()

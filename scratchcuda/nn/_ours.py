@@ -3,15 +3,13 @@
 from scratchcuda.nn import functional
 from scratchcuda.nn.conversion import Conversion, convert, revert
 from scratchcuda.nn.layers import (
+    ELEMENTWISE,
     CrossEntropyLoss,
     FusedSequential,
     LazyLinear,
     Linear,
     MSELoss,
-    ReLU,
-    Sigmoid,
     Softmax,
-    Tanh,
 )
 
 __all__ = [
@@ -21,11 +19,11 @@ __all__ = [
     "LazyLinear",
     "Linear",
     "MSELoss",
-    "ReLU",
-    "Sigmoid",
     "Softmax",
-    "Tanh",
     "convert",
     "functional",
     "revert",
 ]
+
+globals().update({kind.__name__: kind for kind in ELEMENTWISE})  # torch.nn's, to type checkers
+__all__ += [kind.__name__ for kind in ELEMENTWISE]

@@ -10,18 +10,15 @@ import torch
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
-from scratchcuda import _backend
 from scratchcuda.nn import fusing, layers
+from scratchcuda.ops import _backend
 
 _OURS: dict[type[Module], type[Module]] = {torch.nn.Sequential: layers.FusedSequential} | {
     getattr(torch.nn, ours.__name__): ours
     for ours in (
         layers.Linear,
         layers.LazyLinear,
-        layers.ReLU,
-        layers.Sigmoid,
-        layers.Tanh,
-        layers.Softmax,
+        *layers.ACTIVATIONS,
         layers.MSELoss,
         layers.CrossEntropyLoss,
     )
@@ -226,7 +223,7 @@ def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> 
         elif kind in layers.ACTIVATIONS:
             reason = layers.unfused(layer, following)
             if not reason and layer in pairs:
-                done.fused[name] = layers.ACTIVATIONS[kind]
+                done.fused[name] = layers.ACTIVATIONS[kind].name
             elif not reason:
                 reason = "no forward shows that the activation alone reads what it returns"
         elif _OURS.get(kind) in layers.ACTIVATIONS:

@@ -6,21 +6,32 @@ function, so results, gradients and errors are torch's: CPU tensors, tensor subc
 exports, and the arguments that the kernels do not know, which each docstring names.
 """
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import functional
 
-from scratchcuda import _backend, _checks, tensor_ops
+from scratchcuda import ops
 from scratchcuda._fallback import fallback
-from scratchcuda.nn import _autograd
-from scratchcuda.ops import ACTIVATIONS
+from scratchcuda.ops import _backend
+from scratchcuda.ops._registry import twins
+from scratchcuda.ops.activations import ENTRIES, Chosen, Elementwise, elementwise
 
 _mse_loss_of_one_shape = torch.ops.aten.mse_loss.default  # torch.nn.functional's broadcasts first, which takes 3 µs
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    activation_parameters: Sequence[float] = (),
+) -> Tensor:
     """``f(input weight^T + bias)``, as torch.nn.functional.linear, with an activation f besides.
 
     Args:
@@ -28,11 +39,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation
         weight: (out_features, in_features).
         bias: (out_features,), or none.
         activation: one of :data:`scratchcuda.ops.ACTIVATIONS`; softmax runs over the last dimension.
+        activation_parameters: those of its function, in order; their defaults if there are none.
 
     Returns:
         (..., out_features).
     """
-    _checks.one_of("activation", activation, ACTIVATIONS)
+    chosen = ops.activations.chosen(activation, activation_parameters)
     if _within_reach(input) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor)):
         device = input.device.type
         if torch.is_autocast_enabled(device):
@@ -44,31 +56,37 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation
         fits = weight.dim() == 2 and input.dim() > 0 and input.shape[-1] == weight.shape[1]
         fits = fits and (bias is None or bias.shape == weight.shape[:1])
         if fits and (kernels := _kernels("dense", input, weight, bias)):
-            return _autograd.linear(kernels, input, weight, bias, activation)
+            return _linear(kernels, input, weight, bias, chosen)
     z = functional.linear(input, weight, bias)
     # Not in place, as in the twin: autograd keeps account of that, which takes longer than another buffer.
-    return z if activation == "none" else getattr(tensor_ops, activation)(z)
+    return z if activation == "none" else chosen.entry.forward(z, *chosen.parameters)
 
 
-def relu(input: Tensor, inplace: bool = False) -> Tensor:
-    """``max(input, 0)``, any shape. In place, it is torch's own."""
-    if not inplace and _within_reach(input) and (kernels := _kernels("relu", input)):
-        return _autograd.activation(kernels, input, "relu")
-    return functional.relu(input, True) if inplace else torch.relu(input)
+def _elementwise(entry: Elementwise) -> Callable[..., Tensor]:
+    """Torch's function of this name, on the kernels but in place, or with arguments that these do not take."""
+    theirs = getattr(functional, entry.name)
+    names = (*entry.parameters, *(["inplace"] if "inplace" in entry.others else []))
+
+    def function(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if _within_reach(input):
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if not given.get("inplace", False) and len(args) <= len(names) and all(name in names for name in given):
+                values = [given.get(name, parameter.default) for name, parameter in entry.parameters.items()]
+                if entry.takes(values) and (kernels := _kernels(entry.name, input)):
+                    return _activation(kernels, input, entry.name, *values)
+        if kwargs or len(args) > len(entry.parameters):
+            result: Tensor = theirs(input, *args, **kwargs)
+            return result
+        return entry.forward(input, *args)
+
+    function.__name__ = function.__qualname__ = entry.name
+    function.__doc__ = getattr(ops, entry.name).__doc__
+    if isinstance(theirs, FunctionType):  # others tell none
+        function.__signature__ = inspect.signature(theirs)  # type: ignore[attr-defined]
+    return function
 
 
-def sigmoid(input: Tensor) -> Tensor:
-    """``1 / (1 + exp(-input))``, any shape."""
-    if _within_reach(input) and (kernels := _kernels("sigmoid", input)):
-        return _autograd.activation(kernels, input, "sigmoid")
-    return torch.sigmoid(input)
-
-
-def tanh(input: Tensor) -> Tensor:
-    """``tanh(input)``, any shape."""
-    if _within_reach(input) and (kernels := _kernels("tanh", input)):
-        return _autograd.activation(kernels, input, "tanh")
-    return torch.tanh(input)
+globals().update({entry.name: _elementwise(entry) for entry in elementwise()})
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
@@ -82,7 +100,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         if input.is_cuda and torch.is_autocast_enabled("cuda") and dtype is None:
             z = _cast(input, torch.float32)
         if kernels := _kernels("softmax", z):
-            return _autograd.activation(kernels, z, "softmax", dim)
+            return _activation(kernels, z, "softmax", dim)
     return functional.softmax(input, dim, _stacklevel + 1, dtype)
 
 
@@ -180,8 +198,122 @@ def _loss(name: str, input: Tensor, target: Tensor, *ignore_index: int) -> Tenso
     scores, targets = _cast(input, torch.float32), _cast(target, torch.float32)
     if not (kernels := _kernels(name, *((scores,) if ignore_index else (scores, targets)))):
         return None
-    loss = _autograd.loss(kernels, name, scores, targets, *ignore_index)
+    loss = _loss_by(kernels, name, scores, targets, *ignore_index)
     return loss if autocast else loss.to(input.dtype)
+
+
+# Each autograd Function is entered only where a gradient is asked for, and saves and computes nothing that no gradient
+# needs. It keeps the namespace of its kernels, torch.ops.<kernels>: a backward runs on another thread, and maybe under
+# another backend. Where a backward is itself recorded, for second derivatives, the twins serve, which torch can
+# differentiate.
+
+
+def _linear(kernels: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Chosen) -> Tensor:
+    # x (..., n_in), weight (n_out, n_in), bias (n_out,) -> (..., n_out)
+    if not _records(x, weight, bias):
+        return _ops(kernels).dense(x, weight.T, bias, *activation)
+    result: Tensor = _Linear.apply(x, weight, bias, activation, kernels)
+    return result
+
+
+def _activation(kernels: str, z: Tensor, name: str, *options: float) -> Tensor:
+    if not _records(z):
+        return getattr(_ops(kernels), name)(z, *options)
+    result: Tensor = _Activation.apply(z, name, options, kernels)
+    return result
+
+
+def _loss_by(kernels: str, name: str, y_pred: Tensor, y_true: Tensor, *options: int) -> Tensor:
+    if not _records(y_pred):
+        return getattr(_ops(kernels), name)(y_pred, y_true, *options)[0]
+    result: Tensor = _Loss.apply(y_pred, y_true, name, options, kernels)
+    return result
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Chosen, kernels: str) -> Tensor:
+        name, parameters = activation
+        if activation.entry.of_input:
+            value = _ops(kernels).dense(x, weight.T, bias, "none")
+            a: Tensor = getattr(_ops(kernels), name)(value, *parameters)
+        else:
+            value = a = _ops(kernels).dense(x, weight.T, bias, name, parameters)
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None, value if name != "none" else None)
+        ctx.activation, ctx.kernels = activation, kernels
+        ctx.set_materialize_grads(False)
+        return a
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
+        if delta is None:
+            return None, None, None, None, None
+        x, weight, value = ctx.saved_tensors
+        by = _ops_of_backward(ctx.kernels)
+        if value is not None:
+            name, parameters = ctx.activation
+            delta = getattr(by, f"{name}_backward")(delta, value, *parameters)
+        dx = dw = db = None
+        if weight is not None:
+            dx = by.dense_backward_input(delta, weight.T)
+        if x is not None:
+            dw, db = by.dense_backward_weights(delta, x)
+            dw = dw.T
+        elif ctx.needs_input_grad[2]:
+            db = delta.sum_to_size(delta.shape[-1:])
+        return dx, dw, db if ctx.needs_input_grad[2] else None, None, None
+
+
+class _Activation(Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, name: str, options: tuple[float, ...], kernels: str) -> Tensor:
+        a: Tensor = getattr(_ops(kernels), name)(z, *options)
+        ctx.save_for_backward(z if ENTRIES[name].of_input else a)
+        ctx.op, ctx.options, ctx.kernels = name, options, kernels
+        ctx.set_materialize_grads(False)
+        return a
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
+        if delta is None:
+            return None, None, None, None
+        (value,) = ctx.saved_tensors
+        backward = getattr(_ops_of_backward(ctx.kernels), f"{ctx.op}_backward")
+        return backward(delta, value, *ctx.options), None, None, None
+
+
+class _Loss(Function):
+    @staticmethod
+    def forward(ctx: Any, y_pred: Tensor, y_true: Tensor, name: str, options: tuple[int, ...], kernels: str) -> Tensor:
+        value, gradient = getattr(_ops(kernels), name)(y_pred, y_true, *options)
+        ctx.save_for_backward(y_pred, y_true, gradient)
+        ctx.op, ctx.options, ctx.kernels = name, options, kernels
+        ctx.set_materialize_grads(False)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
+        if delta is None:
+            return None, None, None, None, None
+        y_pred, y_true, gradient = ctx.saved_tensors
+        by = _ops_of_backward(ctx.kernels)
+        if by is twins:  # as a function of the predictions
+            gradient = getattr(by, ctx.op)(y_pred, y_true, *ctx.options)[1]
+        return gradient * delta, None, None, None, None
+
+
+def _records(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _ops(kernels: str) -> Any:
+    return getattr(torch.ops, kernels)
+
+
+def _ops_of_backward(kernels: str) -> Any:
+    """The kernels, or, where the backward is recorded, their twins."""
+    return twins if torch.is_grad_enabled() else _ops(kernels)
 
 
 if TYPE_CHECKING:

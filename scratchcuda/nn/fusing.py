@@ -59,7 +59,7 @@ def call(
     *others, layer = pending
     input, function = in_turn(others, input), following()
     if activation := computed_with(layer, function, input):
-        return Carried(layer(input, activation), ())
+        return Carried(layer(input, *activation), ())
     return Carried(layer(input), (function,))
 
 
@@ -275,7 +275,7 @@ class Trace:
 
     @_ranges.looking_on
     def _before(self, module: Module, args: tuple[Any, ...]) -> None:
-        if type(module) is Linear and len(args) == 2:
+        if type(module) is Linear and len(args) == 3:
             self.fused[module] = args[1]
         elif args and (found := self._results.get(id(args[0]))) and found[0]() is args[0]:
             self.met[found[1]] = module

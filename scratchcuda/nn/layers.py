@@ -5,7 +5,7 @@ other state, so copies, pickles and checkpoints go both ways.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
-from scratchcuda import _checks, _ranges, ops
+from scratchcuda import _ranges
 from scratchcuda._fallback import StandIn
 from scratchcuda.nn import functional
+from scratchcuda.ops import activations
+from scratchcuda.ops.activations import ENTRIES, Chosen, Elementwise, Entry, elementwise
 
 
 class Linear(torch.nn.Linear, metaclass=StandIn):
@@ -24,11 +26,13 @@ class Linear(torch.nn.Linear, metaclass=StandIn):
     Args:
         in_features, out_features, bias, device, dtype: as torch.nn.Linear's.
         activation: one of :data:`scratchcuda.ops.ACTIVATIONS`; softmax runs over the last dimension.
+        activation_parameters: those of its function, in order; their defaults if there are none.
 
     Shapes: x (..., in_features), y (..., out_features).
     """
 
     activation = "none"
+    activation_parameters: Sequence[float] = ()
 
     def __init__(
         self,
@@ -39,22 +43,28 @@ class Linear(torch.nn.Linear, metaclass=StandIn):
         dtype: torch.dtype | None = None,
         *,
         activation: str = "none",
+        activation_parameters: Sequence[float] = (),
     ):
-        _checks.one_of("activation", activation, ops.ACTIVATIONS)
+        chosen = activations.chosen(activation, activation_parameters)
         super().__init__(in_features, out_features, bias, device, dtype)
         if activation != "none":
             self.activation = activation
+        if chosen.parameters:
+            self.activation_parameters = chosen.parameters
 
-    def forward(self, input: Tensor, activation: str = "") -> Tensor:
-        activation = activation or self.activation
+    def forward(self, input: Tensor, activation: str = "", activation_parameters: Sequence[float] = ()) -> Tensor:
+        if not activation:
+            activation, activation_parameters = self.activation, self.activation_parameters
         parameters = self._parameters  # where they usually are: through Module's attributes it takes half a µs each
         weight, bias = parameters.get("weight"), parameters.get("bias")
         if weight is None or bias is None:
-            return functional.linear(input, self.weight, self.bias, activation)
-        return functional.linear(input, weight, bias, activation)
+            return functional.linear(input, self.weight, self.bias, activation, activation_parameters)
+        return functional.linear(input, weight, bias, activation, activation_parameters)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation != "none" else "")
+        own = f", activation={self.activation!r}" if self.activation != "none" else ""
+        own += f", activation_parameters={self.activation_parameters!r}" if self.activation_parameters else ""
+        return super().extra_repr() + own
 
 
 class LazyLinear(torch.nn.LazyLinear, metaclass=StandIn):
@@ -62,28 +72,26 @@ class LazyLinear(torch.nn.LazyLinear, metaclass=StandIn):
 
     cls_to_become = Linear
     activation = "none"
+    activation_parameters: Sequence[float] = ()
     forward = Linear.forward  # of the call in which it becomes one
 
 
-class ReLU(torch.nn.ReLU, metaclass=StandIn):
-    """torch.nn.ReLU."""
+def _module(entry: Elementwise) -> Any:
+    """Ours of torch.nn's class: its forward is our function of the same name."""
+    function, names = getattr(functional, entry.name), tuple(entry.parameters)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.relu(input, self.inplace)
+    def forward(self: Any, input: Tensor) -> Tensor:
+        result: Tensor = function(input, *[getattr(self, name) for name in names], **_others(entry, self))
+        return result
+
+    name = entry.module.__name__
+    forward.__qualname__ = f"{name}.forward"
+    return StandIn(name, (entry.module,), {"__module__": __name__, "__doc__": f"torch.nn.{name}.", "forward": forward})
 
 
-class Sigmoid(torch.nn.Sigmoid, metaclass=StandIn):
-    """torch.nn.Sigmoid."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.sigmoid(input)
-
-
-class Tanh(torch.nn.Tanh, metaclass=StandIn):
-    """torch.nn.Tanh."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.tanh(input)
+def _others(entry: Entry, module: Any) -> dict[str, Any]:
+    """The arguments beside its parameters, but for defaults."""
+    return {name: value for name, default in entry.others.items() if (value := getattr(module, name)) != default}
 
 
 class Softmax(torch.nn.Softmax, metaclass=StandIn):
@@ -91,6 +99,14 @@ class Softmax(torch.nn.Softmax, metaclass=StandIn):
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.softmax(input, self.dim, _stacklevel=5)
+
+
+#: The elementwise activations, as all that this package has.
+ELEMENTWISE: dict[type[Any], Elementwise] = {_module(entry): entry for entry in elementwise()}
+globals().update({kind.__name__: kind for kind in ELEMENTWISE})
+
+#: The activations that a Linear can compute.
+ACTIVATIONS: dict[type[Any], Entry] = {**ELEMENTWISE, Softmax: ENTRIES["softmax"]}
 
 
 class FusedSequential(torch.nn.Sequential):
@@ -111,14 +127,14 @@ def in_turn(functions: Iterable[Any], input: Any) -> Any:
         if computed:  # by the Linear before it
             computed = False
         elif activation := computed_with(function, following, input):
-            input, computed = function(input, activation), True
+            input, computed = function(input, *activation), True
         else:
             input = function(input)
     return input
 
 
-def computed_with(function: Any, following: Any, input: Any) -> str:
-    """The activation that a Linear computes along, as nobody can tell the difference; none if it does not.
+def computed_with(function: Any, following: Any, input: Any) -> Chosen | None:
+    """The activation that a Linear computes along, as nobody can tell the difference; None if it does not.
 
     Args:
         function, following: what is called on the input, and on its result.
@@ -126,17 +142,18 @@ def computed_with(function: Any, following: Any, input: Any) -> str:
     if type(function) is Linear and type(input) in _TENSORS:
         activation = _MODULES.get(following) if type(following) in _FUNCTIONS else following
         if not unfused(function, activation, input.dim()):
-            return ACTIVATIONS[type(activation)]
-    return ""
+            entry = ACTIVATIONS[type(activation)]
+            return Chosen(entry.name, tuple(getattr(activation, name) for name in entry.parameters))
+    return None
 
 
-#: The activations that a Linear can compute.
-ACTIVATIONS: dict[type[Any], str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh", Softmax: "softmax"}
 _FUNCTIONS = (FunctionType, BuiltinFunctionType)
 #: Functions that compute what one of these does.
-_MODULES: dict[Any, torch.nn.Module] = dict.fromkeys((torch.relu, torch.nn.functional.relu, functional.relu), ReLU())
-_MODULES |= dict.fromkeys((torch.sigmoid, torch.nn.functional.sigmoid, functional.sigmoid), Sigmoid())
-_MODULES |= dict.fromkeys((torch.tanh, torch.nn.functional.tanh, functional.tanh), Tanh())
+_MODULES: dict[Any, torch.nn.Module] = {
+    function: kind()
+    for kind, entry in ELEMENTWISE.items()
+    for function in (entry.forward, *(getattr(of, entry.name) for of in (torch.nn.functional, functional)))
+}
 _TENSORS = (Tensor, torch.nn.Parameter)
 #: As they are written here.
 _FORWARDS = {Linear: Linear.forward} | {kind: kind.forward for kind in ACTIVATIONS}
@@ -155,6 +172,10 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
         return "they are no Linear and activation of ours"
     if layer.activation != "none":
         return "the layer before it has an activation already"
+    entry = ACTIVATIONS[kind]
+    values = [getattr(activation, name) for name in entry.parameters]
+    if not entry.takes(values) or not _others(entry, activation).keys() <= {"inplace", *entry.known}:
+        return f"the kernels do not take {activation}"
     if kind is Softmax and activation.dim != -1 and (dims is None or activation.dim != dims - 1):
         return "it does not run over the last dimension"
     if is_watched(layer) or is_watched(activation) or _has_any_global_hook():

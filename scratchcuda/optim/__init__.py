@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import sgd
 
-from scratchcuda import _backend, _checks, ops
 from scratchcuda._fallback import StandIn, fallback
+from scratchcuda.ops import _backend, _checks
 
 _Row = tuple[Tensor, Tensor, Tensor | None]  # a parameter, its gradient and its momentum
 _OPTIONS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
@@ -121,7 +121,7 @@ def _fused(
     local = [[_local(tensor) for tensor in tensors] for tensors in (params, grads, filled)]
     options = (group[name] for name in _OPTIONS)
     _backend.serving("sgd_update_", *itertools.chain(*local))(*local, *options, is_first_step)
-    ops.bump_versions(*params, *filled)
+    _backend.bump_versions(*params, *filled)
     return filled
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scratchcuda._json import dumps
 from scratchcuda.compare import Pair
-from scratchcuda.linear_regression import SimpleLinearRegression
+from scratchcuda.engine.linear_regression import SimpleLinearRegression
 from scratchcuda.options import (
     OUTPUT,
     Activated,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from scratchcuda import _backend, _emulator
+from scratchcuda.ops import _backend, _emulator
 from scratchcuda.profiler.record import Call
 
 Events = list[dict[str, Any]]

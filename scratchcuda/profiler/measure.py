@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchcuda import costs, tensor_ops
+from scratchcuda.ops._registry import twins
+from scratchcuda.profiler import costs
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
 from scratchcuda.profiler.kernels import Kernel
@@ -108,7 +109,7 @@ def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings,
         host = clock.host(run)
         eager = compiled = None
         if call.is_ours and (error is None or error <= AGREEMENT[dtype]):  # nothing is said of other results
-            twin = getattr(tensor_ops, call.op_name)
+            twin = getattr(twins, call.op_name)
             eager = ratio(clock.warm(partial(twin, *args, **kwargs), restore), warm)["quartiles"]
             if compile:
                 torch._dynamo.reset()  # or the twin's ninth shape would run eagerly
@@ -142,7 +143,7 @@ def error_of(call: Call) -> float | None:
     run = call.on_copies()
     found = _results(call.op, call.op, run.args, run.keywords)
     args, kwargs = (copied(given, torch.float64) for given in (call.args, call.kwargs))
-    oracle = getattr(tensor_ops, call.op_name) if call.is_ours else call.op
+    oracle = getattr(twins, call.op_name) if call.is_ours else call.op
     try:
         expected = _results(call.op, oracle, args, kwargs)
     except RuntimeError:  # some of torch's ops know no float64

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import scratchcuda
-from scratchcuda import _backend, _checks, conditions, costs
-from scratchcuda.linear_regression import SimpleLinearRegression
-from scratchcuda.model import Model
+from scratchcuda import conditions
+from scratchcuda.engine.linear_regression import SimpleLinearRegression
+from scratchcuda.engine.model import Model
 from scratchcuda.nn import convert, revert
-from scratchcuda.profiler import ceilings, kernels, race
+from scratchcuda.ops import _backend, _checks
+from scratchcuda.profiler import ceilings, costs, kernels, race
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, clock_of
 from scratchcuda.profiler.comparison import Comparison

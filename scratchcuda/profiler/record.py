@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scratchcuda import _ranges, costs
-from scratchcuda._backend import plain
+from scratchcuda import _ranges
+from scratchcuda.ops._backend import plain
+from scratchcuda.profiler import costs
 
 
 @contextmanager

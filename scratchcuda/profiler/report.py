@@ -9,9 +9,9 @@ from jinja2 import Environment, PackageLoader
 from rich.console import Console
 from rich.markup import escape
 
-from scratchcuda import _checks
 from scratchcuda._json import dumps
 from scratchcuda.conditions import sentence
+from scratchcuda.ops import _checks
 from scratchcuda.profiler import plots
 from scratchcuda.profiler.comparison import Comparison
 from scratchcuda.profiler.profile import FILES, Profile

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scratchcuda import _ranges, costs
-from scratchcuda._patching import original
-from scratchcuda.linear_regression import SimpleLinearRegression
-from scratchcuda.losses import MSE, CrossEntropy
-from scratchcuda.model import Model
+from scratchcuda import _ranges
+from scratchcuda.engine._patching import original
+from scratchcuda.engine.linear_regression import SimpleLinearRegression
+from scratchcuda.engine.losses import MSE, CrossEntropy
+from scratchcuda.engine.model import Model
+from scratchcuda.profiler import costs
 from scratchcuda.profiler.clocks import nothing
 from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, listening, nodes_of, shown, watching

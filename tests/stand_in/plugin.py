@@ -21,9 +21,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scratchcuda import _backend
 from scratchcuda._build import emulator, extension, toolchain
 from scratchcuda._build.library import Library, csrc, digest, kernel_sources, op_sources
+from scratchcuda.ops import _backend
 
 HERE = Path(__file__).parent
 #: What can show nothing here, by parts of its name, and why.

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchcuda import _checks, ops
-from scratchcuda._patching import original, replaceable
+from scratchcuda import ops
+from scratchcuda.engine._patching import original, replaceable
+from scratchcuda.ops import _checks
 
 
 class Losses:

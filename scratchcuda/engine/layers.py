@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from scratchcuda import _checks, ops
-from scratchcuda._patching import replaceable
+from scratchcuda import ops
 from scratchcuda._ranges import named
-from scratchcuda.activations import Activation, Layer, Linear, fused_op
+from scratchcuda.engine._patching import replaceable
+from scratchcuda.engine.activations import Activation, Layer, Linear, fused
+from scratchcuda.ops import _checks
 
 
 class InputLayer(Layer):
@@ -110,8 +111,8 @@ class Dense(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (m, n_in) -> f(x w + b) (m, n_out)."""
-        if op := fused_op(self.act_f):
-            return ops.dense(x, self.w, self.b, op)
+        if chosen := fused(self.act_f):
+            return ops.dense(x, self.w, self.b, *chosen)
         return self.act_f(ops.dense(x, self.w, self.b))
 
     def __forward__(self, x: Tensor) -> Tensor:

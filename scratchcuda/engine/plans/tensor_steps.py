@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scratchcuda._ranges import bound
-from scratchcuda.network import Network, Product
+from scratchcuda.engine.network import Network, Product
 
 aten = torch.ops.aten
 Call = Callable[[], object]
@@ -85,12 +85,14 @@ class Evaluation:
                 rows = stage.w.shape[1]
                 output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
                 call: Callable[..., object] = partial(torch.mm, next(weights).mT, out=output[:-1])
-            elif value is not None and isinstance(stages[i - 1], Product) and not (self.keeps_values and i in shown):
-                output = value  # in place: nobody needs the product alone
-                call = partial(_FORWARD[stage], out=output[:-1])
             else:
-                output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
-                call = partial(_FORWARD[stage], out=output[:-1])
+                entry, is_needed = stage.entry, self.keeps_values and (i in shown or stage.entry.of_input)
+                if value is not None and isinstance(stages[i - 1], Product) and not is_needed:
+                    output = value  # in place: nobody needs the product alone
+                else:
+                    output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
+                parameters = zip(entry.parameters, stage.parameters, strict=True)
+                call = partial(entry.into, out=output[:-1], **dict(parameters))
             reads_ones = isinstance(stage, Product)
             layer = network.layer_names[i]
             if value is not None:
@@ -178,7 +180,9 @@ class Step(Evaluation):
         for i in reversed(range(first, self.stages)):
             stage, layer = network.stages[i], network.layer_names[i]
             if not isinstance(stage, Product):
-                self.backward.append(bound("backward", layer, _BACKWARD[stage](delta, self._value(i + 1)[:-1])))
+                value = self._value(i if stage.entry.of_input else i + 1)[:-1]
+                call = stage.entry.backward_in_place(delta, value, *stage.parameters)
+                self.backward.append(bound("backward", layer, call))
                 continue
             w, above = remaining.pop(), delta
             if i > first:
@@ -229,19 +233,3 @@ class Step(Evaluation):
             call()
         if self.update_first is not None:
             self.update_first(x)
-
-
-_FORWARD: dict[str, Callable[..., object]] = {
-    "relu": partial(torch.clamp_min, min=0),
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "softmax": partial(torch._softmax, dim=0, half_to_float=False),
-}
-
-#: From delta with respect to an activation's output a, the call that makes it one with respect to its input.
-_BACKWARD: dict[str, Callable[[Tensor, Tensor], Call]] = {
-    "relu": lambda delta, a: partial(aten.threshold_backward.grad_input, delta, a, 0, grad_input=delta),
-    "sigmoid": lambda delta, a: partial(aten.sigmoid_backward.grad_input, delta, a, grad_input=delta),
-    "tanh": lambda delta, a: partial(aten.tanh_backward.grad_input, delta, a, grad_input=delta),
-    "softmax": lambda delta, a: partial(torch._softmax_backward_data, delta, a, 0, a.dtype, grad_input=delta),
-}

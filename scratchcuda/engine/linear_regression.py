@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scratchcuda import _checks, ops
-from scratchcuda._patching import original, replaceable
+from scratchcuda import ops
 from scratchcuda._ranges import named
-from scratchcuda.network import Network, Product, Task
-from scratchcuda.parameters import Parameters, Slot
-from scratchcuda.plan import plan_of
-from scratchcuda.training import FitPath, GeneralPath, History, run
+from scratchcuda.engine._patching import original, replaceable
+from scratchcuda.engine.network import Network, Product, Task
+from scratchcuda.engine.parameters import Parameters, Slot
+from scratchcuda.engine.plans import plan_of
+from scratchcuda.engine.training import FitPath, GeneralPath, History, run
+from scratchcuda.ops import _checks
 
 
 @replaceable

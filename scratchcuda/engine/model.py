@@ -10,17 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scratchcuda import _checks, ops
-from scratchcuda._patching import original, replaceable
+from scratchcuda import ops
 from scratchcuda._ranges import each, named
-from scratchcuda.activations import Activation, Layer, Softmax
-from scratchcuda.exchange import layers_of, sequential_of, share
-from scratchcuda.layers import Dense, InputLayer
-from scratchcuda.losses import MSE, CrossEntropy, Losses
-from scratchcuda.network import Network, Task, network_of
-from scratchcuda.parameters import Parameters, Slot, kept_apart, overlap, place_of, sharing
-from scratchcuda.plan import plan_of
-from scratchcuda.training import GeneralPath, History, run
+from scratchcuda.engine._patching import original, replaceable
+from scratchcuda.engine.activations import Activation, Layer, Softmax
+from scratchcuda.engine.exchange import layers_of, sequential_of, share
+from scratchcuda.engine.layers import Dense, InputLayer
+from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
+from scratchcuda.engine.network import Network, Task, network_of
+from scratchcuda.engine.parameters import Parameters, Slot, kept_apart, overlap, place_of, sharing
+from scratchcuda.engine.plans import plan_of
+from scratchcuda.engine.training import GeneralPath, History, run
+from scratchcuda.ops import _checks
 
 
 @replaceable
@@ -290,7 +291,7 @@ class Model(Parameters):
                     yield Slot(f"layers.{i}.{name}", layer, name)
 
     def _kept_apart(self, lr: float, weight_decay: float = 0.0) -> AbstractContextManager[None]:
-        """In which layers are updated: see :func:`scratchcuda.parameters.kept_apart`, of those parameters that need it.
+        """In which layers are updated: see :func:`scratchcuda.engine.parameters.kept_apart`, of parameters that need it.
 
         Raises:
             ValueError, TypeError: if there is no right way to update them.

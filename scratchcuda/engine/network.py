@@ -1,4 +1,4 @@
-"""What plans see: a network as products with the names of activations between them, and what it is trained on."""
+"""What plans see: a network as products with activations between them, and what it is trained on."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,13 +6,13 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from scratchcuda._patching import original
 from scratchcuda._ranges import name_of
-from scratchcuda.activations import Activation, Layer
-from scratchcuda.layers import Dense
-from scratchcuda.losses import MSE, CrossEntropy, Losses
-from scratchcuda.ops import ACTIVATIONS
-from scratchcuda.parameters import storage_of
+from scratchcuda.engine._patching import original
+from scratchcuda.engine.activations import Activation, Layer
+from scratchcuda.engine.layers import Dense
+from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
+from scratchcuda.engine.parameters import storage_of
+from scratchcuda.ops.activations import ENTRIES, Chosen
 
 
 @dataclass
@@ -24,8 +24,8 @@ class Product:
     trained: tuple[str, ...] = ("w", "b")
 
 
-#: A network in elementary stages: products, and the names of activations between them.
-Stage = Product | str
+#: A network in elementary stages.
+Stage = Product | Chosen
 
 
 @dataclass
@@ -130,16 +130,16 @@ def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int]) -> N
             activation = layer.act_f
         if not isinstance(activation, Activation) or original(activation) is None:
             return f"layers[{i}] {layer!r} has methods of its own"
-        if activation.op not in ACTIVATIONS:
+        if activation.op not in ENTRIES:
             return f"layers[{i}] {layer!r} has no call in the plan"
         if activation.op != "none":
-            stages.append(activation.op)
+            stages.append(activation.chosen)
         owners.append((layer, before, len(stages)))
     loss = {MSE: "mse", CrossEntropy: "cross_entropy"}.get(original(loss_f))  # type: ignore[arg-type]
     if loss is None:
         return f"loss_f {loss_f!r} has methods of its own"
     if isinstance(loss_f, CrossEntropy) and loss_f.probabilities:
-        if stages[-1:] != ["softmax"]:
+        if stages[-1:] != [Chosen("softmax")]:
             return "cross-entropy of probabilities that are not made by a last Softmax"
         del stages[-1]
     return Network(stages, loss, owners, sizes)

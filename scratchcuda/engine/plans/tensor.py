@@ -1,6 +1,6 @@
 """The tensor plan: a whole fit on the CPU in which every call is bound once to fixed buffers.
 
-What makes it fast, and where it is found, here or in :mod:`scratchcuda.tensor_steps`:
+What makes it fast, and where it is found, here or in :mod:`scratchcuda.engine.plans.tensor_steps`:
 
 - Features first: buffers are (features, columns), a column for each sample, so that what follows is made of whole,
   contiguous rows.
@@ -15,8 +15,8 @@ What makes it fast, and where it is found, here or in :mod:`scratchcuda.tensor_s
   that asks for the same: so a fit of one step takes little more than the step. What layers show of it (``a`` and
   ``input``) is made when it is asked for.
 
-A plan serves while every object runs the methods it was written with (:mod:`scratchcuda._patching`); it packs the
-parameters when a fit begins and writes them back when that ends, so that ``layer.w`` stays an ordinary tensor.
+A plan serves while every object runs the methods it was written with (:mod:`scratchcuda.engine._patching`); it packs
+the parameters when a fit begins and writes them back when that ends, so that ``layer.w`` stays an ordinary tensor.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from scratchcuda import _ranges
-from scratchcuda.layers import Dense
-from scratchcuda.network import Network, Product, Task
-from scratchcuda.parameters import Parameters
-from scratchcuda.tensor_steps import CACHE_LINE, Evaluation, Step
-from scratchcuda.training import FitPath, HeldInterrupt
+from scratchcuda.engine.layers import Dense
+from scratchcuda.engine.network import Network, Product, Task
+from scratchcuda.engine.parameters import Parameters
+from scratchcuda.engine.plans.tensor_steps import CACHE_LINE, Evaluation, Step
+from scratchcuda.engine.training import FitPath, HeldInterrupt
 
 #: Bytes of one validation buffer. Measured: smaller ones pay for more calls, larger ones fall out of the cache.
 CHUNK_BYTES = 512 * 1024

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._contextlib import context_decorator
 
-from scratchcuda import _emulator, tensor_ops
 from scratchcuda._build import extension, toolchain
 from scratchcuda._build.library import BuildError, Library, asked
+from scratchcuda.ops import _emulator
+from scratchcuda.ops._registry import twins
 
 BACKENDS = ("auto", "tensor", "kernels", "emulator")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -228,7 +229,13 @@ def serving(name: str, *tensors: Tensor) -> Callable[..., Any]:
     """What serves an op for these tensors: its twin, or a kernel. Where autograd records, it is the twin."""
     records = torch.is_grad_enabled() and not name.endswith("_") and any(tensor.requires_grad for tensor in tensors)
     kernels = "" if records else kernels_for(name, *tensors)
-    return getattr(getattr(torch.ops, kernels) if kernels else tensor_ops, name)
+    return getattr(getattr(torch.ops, kernels) if kernels else twins, name)
+
+
+def bump_versions(*tensors: Tensor) -> None:
+    """Bump versions: kernels write behind autograd's back, and a graph that saved these tensors must raise, not lie."""
+    if not torch.compiler.is_compiling():  # which keeps account of its own
+        torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
 def reaches(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from scratchcuda import _checks
+from scratchcuda.ops import _checks
 
 
 class Slot(NamedTuple):

@@ -28,18 +28,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from scratchcuda import _backend, ops
+from scratchcuda import ops
 from scratchcuda._ranges import bound, named
-from scratchcuda.layers import Dense, descend
-from scratchcuda.network import Network, Product, Task
-from scratchcuda.training import FitPath, HeldInterrupt
+from scratchcuda.engine.layers import Dense, descend
+from scratchcuda.engine.network import Network, Product, Task
+from scratchcuda.engine.training import FitPath, HeldInterrupt
+from scratchcuda.ops import _backend
+from scratchcuda.ops.activations import Chosen
 
 
 class _Unit(NamedTuple):
     """What one forward call computes: a product, an activation, or both."""
 
     product: Product | None
-    activation: str  # "none" if there is none
+    activation: Chosen  # "none" if there is none
     after: int  # the network's index of its value
 
 
@@ -115,23 +117,25 @@ class GraphPlan(FitPath):
             ops.take_batch_(task.x, task.y, captured.order, captured.step, task.batch_size, x, y)
         outputs = list(self._forward(x))
         inputs = [x, *outputs]
+        # Of each unit, what the derivative of its activation is in terms of.
+        values = [inputs[u + (not unit.activation.entry.of_input)] for u, unit in enumerate(self.units)]
         delta = self._loss(outputs[-1], y)
         first = next((u for u, unit in enumerate(self.units) if unit.product and unit.product.trained), len(outputs))
         is_done = False  # the derivative of this unit's activation, with the product above
         for u in reversed(range(first, len(self.units))):
-            product, activation, after = self.units[u]
+            product, (name, parameters), after = self.units[u]
             layer = self.network.layer_names[after - 1]
             with named("backward", layer):
-                if activation != "none" and not is_done:
-                    delta = getattr(ops, f"{activation}_backward")(delta, outputs[u])
+                if name != "none" and not is_done:
+                    delta = getattr(ops, f"{name}_backward")(delta, values[u], *parameters)
                 is_done = False
                 if product is None:
                     continue
                 above = delta
                 if u > first:
                     below = self.units[u - 1].activation
-                    is_done = below != "softmax"
-                    delta = ops.dense_backward_input(above, product.w, inputs[u], below if is_done else "none")
+                    is_done = below.name != "softmax"
+                    delta = ops.dense_backward_input(above, product.w, *((values[u - 1], *below) if is_done else ()))
             with named("update", layer):
                 descend(product.trained, above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
         return outputs
@@ -144,12 +148,12 @@ class GraphPlan(FitPath):
         return []
 
     def _forward(self, value: Tensor) -> Iterator[Tensor]:
-        for product, activation, after in self.units:
+        for product, (name, parameters), after in self.units:
             with named("forward", self.network.layer_names[after - 1]):
                 if product is None:
-                    value = getattr(ops, activation)(value)
+                    value = getattr(ops, name)(value, *parameters)
                 else:
-                    value = ops.dense(value, product.w, product.b, activation)
+                    value = ops.dense(value, product.w, product.b, name, parameters)
             yield value
 
     def _loss(self, y_pred: Tensor, y: Tensor) -> Tensor:
@@ -159,12 +163,18 @@ class GraphPlan(FitPath):
 
 
 def _units(network: Network) -> list[_Unit]:
-    """A product takes the activation after it along, unless a layer shows the value between them."""
+    """A product takes the activation after it along, unless its derivative needs, or a layer shows, what is between."""
     units: list[_Unit] = []
+    none = Chosen("none")
     for i, stage in enumerate(network.stages):
         if isinstance(stage, Product):
-            units.append(_Unit(stage, "none", i + 1))
-        elif units and units[-1].product and units[-1].activation == "none" and i not in network.shown:
+            units.append(_Unit(stage, none, i + 1))
+        elif (
+            units
+            and units[-1].product
+            and units[-1].activation == none
+            and not (i in network.shown or stage.entry.of_input)
+        ):
             units[-1] = _Unit(units[-1].product, stage, i + 1)
         else:
             units.append(_Unit(None, stage, i + 1))

@@ -2,11 +2,12 @@
 
 import torch
 
-from scratchcuda import _backend, tensor_plan
-from scratchcuda.graph_plan import GraphPlan
-from scratchcuda.network import Network, Task
-from scratchcuda.parameters import Parameters
-from scratchcuda.training import FitPath
+from scratchcuda.engine.network import Network, Task
+from scratchcuda.engine.parameters import Parameters
+from scratchcuda.engine.plans import tensor as tensor_plan
+from scratchcuda.engine.plans.graph import GraphPlan
+from scratchcuda.engine.training import FitPath
+from scratchcuda.ops import _backend
 
 
 def plan_of(model: Parameters, network: Network, task: Task) -> FitPath | str:

@@ -1,4 +1,7 @@
-"""Activations: each is callable, has ``backward(delta, a)``, and serves inside a Dense or as a layer of its own."""
+"""Activations: each is callable, has ``backward(delta, a)``, and serves inside a Dense or as a layer of its own.
+
+What is computed stands in :mod:`scratchcuda.ops.activations`, by the name that each has as its ``op``.
+"""
 
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
@@ -6,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from scratchcuda import ops
-from scratchcuda._patching import original, replaceable
+from scratchcuda.engine._patching import original, replaceable
+from scratchcuda.ops.activations import ENTRIES, Chosen
+
+__all__ = ["Activation", "Layer", "Linear", "ReLU", "RelU", "Sigmoid", "Softmax", "Tanh"]
 
 
 class Layer:
@@ -76,11 +82,30 @@ class Activation(Layer):
     #: Its name among ops.ACTIVATIONS; None if the ops do not know it, so that it is always called.
     op: str | None = None
 
+    @property
+    def chosen(self) -> Chosen:
+        """As the ops know it, with its parameters, which are attributes."""
+        if self.op is None:
+            raise NotImplementedError(f"{type(self).__name__} names no op")
+        entry = ENTRIES[self.op]
+        return Chosen(self.op, entry.values([getattr(self, name) for name in entry.parameters]))
+
     def __call__(self, z: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+        if self.op is None:
+            raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+        name, parameters = self.chosen
+        a: Tensor = getattr(ops, name)(z, *parameters)
+        if ENTRIES[name].of_input:
+            a.z = z  # type: ignore[attr-defined]
+        return a
 
     def backward(self, delta: Tensor, a: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} defines no backward")
+        if self.op is None:
+            raise NotImplementedError(f"{type(self).__name__} defines no backward")
+        name, parameters = self.chosen
+        value = a.z if ENTRIES[name].of_input else a  # type: ignore[attr-defined]
+        result: Tensor = getattr(ops, f"{name}_backward")(delta, value, *parameters)
+        return result
 
     def forward(self, x: Tensor) -> Tensor:
         return self(x)
@@ -90,7 +115,8 @@ class Activation(Layer):
         return self.a
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        names = ENTRIES[self.op].parameters if self.op else ()
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 @replaceable
@@ -112,12 +138,6 @@ class ReLU(Activation):
 
     op = "relu"
 
-    def __call__(self, z: Tensor) -> Tensor:
-        return ops.relu(z)
-
-    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
-        return ops.relu_backward(delta, a)
-
 
 #: The documents' name.
 RelU = ReLU
@@ -129,24 +149,12 @@ class Sigmoid(Activation):
 
     op = "sigmoid"
 
-    def __call__(self, z: Tensor) -> Tensor:
-        return ops.sigmoid(z)
-
-    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
-        return ops.sigmoid_backward(delta, a)
-
 
 @replaceable
 class Tanh(Activation):
     """f(z) = tanh(z)."""
 
     op = "tanh"
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return ops.tanh(z)
-
-    def backward(self, delta: Tensor, a: Tensor) -> Tensor:
-        return ops.tanh_backward(delta, a)
 
 
 @replaceable
@@ -168,9 +176,17 @@ class Softmax(Activation):
         return delta.scores if hasattr(delta, "scores") else ops.softmax_backward(delta, a)
 
 
-def fused_op(activation: Activation) -> str | None:
+#: By op.
+KINDS = {kind.op: kind for kind in Activation.__subclasses__()}
+
+
+def fused(activation: Activation) -> Chosen | None:
     """The activation that ops.dense may compute in its place; None if it has to be called.
 
-    Softmax has to be, so that its output carries the scores.
+    Softmax has to be, so that its output carries the scores, and what is differentiated by its input, which the output
+    carries too.
     """
-    return activation.op if original(activation) not in (None, Softmax) else None
+    if original(activation) in (None, Softmax):
+        return None
+    chosen = activation.chosen
+    return None if chosen.entry.of_input else chosen

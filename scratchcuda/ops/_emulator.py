@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scratchcuda import _library
 from scratchcuda._build import emulator as _build
 from scratchcuda._build.library import BuildError
+from scratchcuda.ops import _registry
 
 #: Block tiles of the matrix product, as in csrc/kernels/launchers.h.
 TILES = {"automatic": -1, "small": 0, "medium": 1, "large": 2, "thin": 3}
@@ -75,7 +75,7 @@ def load(variants: Iterable[str]) -> Emulator:
     variants = sorted(set(variants))
     path = _build.build(variants)
     namespace = _build.namespace(variants)
-    _library.define(namespace)
+    _registry.define(namespace)
     return Emulator(namespace, controls(path))  # loading the library registers its kernels
 
 
@@ -109,5 +109,7 @@ def launches() -> list[Launch]:
     return found
 
 
-if asked() <= _build.VARIANTS.keys():  # ops before their kernels: a FlopCounterMode knows those it finds when made
-    _library.define(_build.namespace(asked()))
+def define() -> None:
+    """The ops of what is asked for, before their kernels: a FlopCounterMode knows those that it finds when made."""
+    if asked() <= _build.VARIANTS.keys():
+        _registry.define(_build.namespace(asked()))

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def tensors(name: str, value: Any) -> list[Tensor]:
         raise TypeError(f"{name} is {type(value).__name__}, expected a sequence of tensors") from None
 
 
-def one_of(name: str, value: object, expected: Sequence[str]) -> None:
+def one_of(name: str, value: object, expected: Collection[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}, expected one of {', '.join(expected)}")
     if value not in expected:
@@ -112,6 +112,23 @@ def dim(name: str, value: Any, tensor_name: str, tensor: Tensor) -> int:
 def features(name: str, value: Tensor, expected: int) -> None:
     if value.dim() == 0 or value.shape[-1] != expected:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected} features as its last dimension")
+
+
+def outputs(delta: Tensor, a: Tensor, name: str = "a") -> None:
+    """A gradient, and the outputs (or inputs) of an activation, of one shape."""
+    floating("delta", delta)
+    alike(name, a, "delta", delta)
+    shape(name, a, tuple(delta.shape))
+
+
+def numbers(name: str, value: Tensor, beside: Tensor, dims: int) -> None:
+    """Of samples or of a step, (samples,) or ()."""
+    tensor(name, value)
+    on_device(name, value, "the data", beside.device)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} has dtype {value.dtype}, expected torch.int64")
+    if value.dim() != dims:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {'(samples,)' if dims else '()'}")
 
 
 def not_empty(name: str, value: Tensor) -> None:
@@ -168,13 +185,18 @@ def finite(name: str, value: Any, expected: str = "a finite number") -> float:
     return number
 
 
-def non_negative(name: str, value: Any) -> float:
-    """A finite number of at least 0: a learning rate or a weight decay."""
-    expected = "a finite number of at least 0"
+def at_least(name: str, value: Any, least: float) -> float:
+    """A finite number."""
+    expected = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
     number = finite(name, value, expected)
-    if number < 0:
+    if number < least:
         raise ValueError(f"{name} is {number}, expected {expected}")
     return number
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A learning rate or a weight decay."""
+    return at_least(name, value, 0)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:

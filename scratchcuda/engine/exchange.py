@@ -5,21 +5,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from scratchcuda._patching import original
-from scratchcuda.activations import Activation, Layer, Linear, ReLU, Sigmoid, Softmax, Tanh
-from scratchcuda.layers import Dense
+from scratchcuda.engine._patching import original
+from scratchcuda.engine.activations import KINDS, Activation, Layer, Linear
+from scratchcuda.engine.layers import Dense
+from scratchcuda.engine.parameters import Slot, overlap, place_of
 from scratchcuda.nn.conversion import TORCHS
-from scratchcuda.parameters import Slot, overlap, place_of
+from scratchcuda.ops.activations import ENTRIES
 
-_ACTIVATIONS: dict[type[nn.Module], type[Activation]] = {
-    nn.ReLU: ReLU,
-    nn.Sigmoid: Sigmoid,
-    nn.Tanh: Tanh,
-    nn.Softmax: Softmax,
-    nn.Identity: Linear,
-}
-_NAMES = {kind.op: kind for kind in _ACTIVATIONS.values()}
-_KINDS: list[type[nn.Module]] = [nn.Linear, *_ACTIVATIONS]
+_ENTRIES = {entry.module: entry for entry in ENTRIES.values()}
+_KINDS: list[type[nn.Module]] = [nn.Linear, *_ENTRIES]
 #: The modules' forwards before anybody patches them.
 _FORWARDS = {kind: kind.forward for pair in TORCHS.items() for kind in pair} | {nn.Identity: nn.Identity.forward}
 
@@ -34,22 +28,21 @@ def layers_of(module: nn.Module) -> tuple[list[Layer], list[nn.Linear]]:
     linears: dict[str, nn.Linear] = {}
     for name, child in _flatten("module", module):
         kind = _torchs(child)
-        activation = _ACTIVATIONS.get(kind)
         if isinstance(child, nn.Linear) and kind is nn.Linear:
             _check_parameters(name, child, linears)
             linears[name] = child
             layers.append(Dense(len(child.weight)))
-            activation = _NAMES[getattr(child, "activation", "none")]
-        if activation is None:
+            activation = KINDS[getattr(child, "activation", "none")](*getattr(child, "activation_parameters", ()))
+        elif kind in _ENTRIES:
+            activation = KINDS[_ENTRIES[kind].name](*_ENTRIES[kind].values_of(name, child))
+        else:
             names = ", ".join(kind.__name__ for kind in _KINDS)
             raise TypeError(f"{name} is a {type(child).__name__}, expected one of {names}")
-        if isinstance(child, nn.Softmax) and child.dim not in (1, -1):
-            raise ValueError(f"{name} is {child}, expected dim=1 or dim=-1")
         last = layers[-1] if layers else None
         if isinstance(last, Dense) and isinstance(last.act_f, Linear):
-            last.act_f = activation()
+            last.act_f = activation
         elif kind is not nn.Linear:
-            layers.append(activation())
+            layers.append(activation)
     if not linears:
         raise ValueError(f"module is {module}, expected at least one Linear")
     return layers, list(linears.values())
@@ -69,7 +62,6 @@ def share(layers: Sequence[Layer], linears: Sequence[nn.Linear]) -> None:
 
 def sequential_of(layers: Sequence[Layer], slots: Sequence[Slot]) -> nn.Sequential:
     """A torch.nn.Sequential with copies of the parameters, tied and frozen as they are."""
-    kinds = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     modules: list[nn.Module] = []
     made: dict[object, tuple[Slot, nn.Parameter]] = {}
     for i, layer in enumerate(layers):
@@ -82,13 +74,10 @@ def sequential_of(layers: Sequence[Layer], slots: Sequence[Slot]) -> nn.Sequenti
                 setattr(linear, theirs, _parameter(slot, getattr(linear, theirs), made))
             modules.append(linear)
             activation = layer.act_f
-        kind = kinds.get(type(activation))  # type: ignore[arg-type]
-        if kind is None:
+        if not isinstance(activation, Activation) or type(activation) is not KINDS.get(activation.op):
             raise TypeError(f"layers[{i}] is {layer!r}, which torch.nn has no module for")
-        if kind is nn.Softmax:
-            modules.append(nn.Softmax(dim=-1))
-        elif kind is not nn.Identity:
-            modules.append(kind())
+        if activation.op != "none":
+            modules.append(activation.chosen.module())
     return nn.Sequential(*modules)
 
 

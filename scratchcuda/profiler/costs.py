@@ -1,4 +1,6 @@
-"""What a call of an op must at least do: arithmetic, and bytes to and from memory. The one registry of both.
+"""What a call of an op must at least do: arithmetic, and bytes to and from memory.
+
+Of our ops their own files tell (:class:`scratchcuda.ops._registry.Op`), of torch's the tables here.
 
 Bytes follow from the schema: each tensor that the op reads is read once, each one that it returns or mutates is written
 once; :data:`_MOVED` has the ops for which that is too much. Of an expanded tensor only what lies in memory counts, and
@@ -10,13 +12,16 @@ tangent count as one each. torch.utils.flop_counter counts products alone, by co
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.flop_counter import flop_registry
+
+from scratchcuda.ops import sgd
+from scratchcuda.ops._bytes import stored, tensors_of, total
+from scratchcuda.ops._registry import OPS
 
 
 class Cost(NamedTuple):
@@ -55,21 +60,13 @@ def cost(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Co
     return Cost(products or 0, others or 0, _bytes(op, name, given, out), is_counted)
 
 
-def register(packet: Any) -> None:
-    """Let torch's FlopCounterMode count one of our ops (``torch.ops.<namespace>.<name>``): it knows torch's own."""
-    name = packet._qualified_op_name.rpartition("::")[2]
-    if name in _PRODUCTS and packet not in flop_registry:
-        formula = _PRODUCTS[name]
-        register_flop_formula(packet)(lambda *shapes, out_shape=None, **kwargs: formula(*shapes))
-
-
 def name_of(op: Any) -> str:
     """Of an overload, without its namespace and its own name."""
     return op._schema.name.rpartition("::")[2]
 
 
 def is_ours(op: Any) -> bool:
-    """Whether it is one of the ops of :mod:`scratchcuda._library`, in the namespace of any build."""
+    """Whether it is one of the ops of :mod:`scratchcuda.ops._registry`, in the namespace of any build."""
     return op.namespace.startswith("scratchcuda")
 
 
@@ -82,59 +79,9 @@ def arguments(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     return found
 
 
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors of a tensor, or of nested lists, tuples, mappings and dataclasses of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_of(item)
-    elif isinstance(value, Mapping):
-        yield from tensors_of(list(value.values()))
-    elif is_dataclass(value):
-        yield from tensors_of([getattr(value, field.name, None) for field in fields(value)])
-
-
-def stored(tensor: Tensor) -> int:
-    """The bytes that a tensor's elements take: those of an expanded dimension lie in one place."""
-    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)
-    return math.prod(sizes) * tensor.itemsize
-
-
-def _sum(value: Any) -> int:
-    """The bytes of all tensors in a value; one that is in it twice counts once."""
-    return sum({(t.data_ptr(), t.shape, t.stride()): stored(t) for t in tensors_of(value)}.values())
-
-
-def _rows(y: Tensor, m: int) -> int:
-    """The bytes of m of its rows."""
-    return stored(y) // max(1, len(y)) * m
-
-
-#: FLOPs of the matrix products of our ops, from the shapes of their arguments.
-_PRODUCTS: dict[str, Callable[..., int]] = {
-    "dense": lambda x, w, *rest: 2 * math.prod(x) * w[1],
-    "dense_backward_input": lambda delta, w, *rest: 2 * math.prod(delta) * w[0],
-    "dense_backward_weights": lambda delta, x, *rest: 2 * math.prod(delta) * x[-1],
-    "dense_update_": lambda delta, x, *rest: 2 * math.prod(delta) * x[-1],
-}
-
 #: FLOPs for each element of the largest tensor, of ops that are no products; in place or not. Of torch's pointwise ops
 #: that are not here it is 1 for each element of the result, of its reductions 1 for each element of the argument.
 _PER_ELEMENT = {
-    "none": 0,
-    "relu": 1,
-    "sigmoid": 4,
-    "tanh": 1,
-    "softmax": 5,
-    "relu_backward": 1,
-    "sigmoid_backward": 3,
-    "tanh_backward": 3,
-    "softmax_backward": 4,
-    "mse": 4,
-    "mse_step": 4,
-    "take_batch": 0,
-    # torch's own
     "_softmax": 5,
     "_log_softmax": 5,
     "_softmax_backward_data": 4,
@@ -159,29 +106,9 @@ _PER_ELEMENT = {
 }
 
 
-def _cross_entropy(given: dict[str, Any], out: Any) -> int:
-    return (8 if given["y_true"].dim() == 1 else 10) * given["scores"].numel()
-
-
-def _sgd(given: dict[str, Any], out: Any) -> int:
-    momentum = given["momentum"] and not given["is_first_step"]
-    terms = 1 + bool(given["weight_decay"]) + bool(momentum) + bool(given["nesterov"])  # each a product and a sum
-    names = ("params", "self")  # ours, and torch's fused update
-    return (2 * terms + given["maximize"]) * sum(p.numel() for name in names for p in given.get(name, ()))
-
-
 #: FLOPs beside the products, of ops in which they are no multiple of one tensor's elements.
 _OTHERS: dict[str, Callable[[dict[str, Any], Any], int]] = {
-    "dense": lambda of, out: out.numel() * ((of["b"] is not None) + _PER_ELEMENT[of["activation"]]),
-    "dense_backward_input": lambda of, out: out.numel() * _PER_ELEMENT.get(f"{of['activation']}_backward", 0),
-    "dense_backward_weights": lambda of, out: of["delta"].numel(),
-    "dense_update": lambda of, out: (
-        of["delta"].numel() + (4 if of["weight_decay"] else 2) * of["w"].numel() + 2 * of["b"].numel()
-    ),
-    "cross_entropy": _cross_entropy,
-    "cross_entropy_step": _cross_entropy,
-    "sgd_update": _sgd,
-    "_fused_sgd": _sgd,
+    "_fused_sgd": lambda of, out: sgd.flops(of, of["self"]),
     "convolution_backward": lambda of, out: of["output_mask"][2] * of["grad_output"].numel(),
     "nll_loss_forward": lambda of, out: of["target"].numel(),
     "nll_loss2d_forward": lambda of, out: of["target"].numel(),
@@ -244,8 +171,8 @@ def _products(
     op: Any, name: str, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
 ) -> int | None:
     if is_ours(op):
-        shapes = (value.shape for value in given.values() if isinstance(value, Tensor))
-        return _PRODUCTS[name](*shapes) if name in _PRODUCTS else 0
+        products, shapes = OPS[name].products, [value.shape for value in given.values() if isinstance(value, Tensor)]
+        return products(*shapes) if products else 0
     if name.removesuffix("_") in _OF_TORCH:
         return _OF_TORCH[name.removesuffix("_")](given, out)
     packet = op.overloadpacket
@@ -256,6 +183,9 @@ def _products(
 
 
 def _others(op: Any, name: str, given: dict[str, Any], out: Any) -> int | None:
+    if is_ours(op):
+        others = OPS[name].others
+        return others(given, out) if callable(others) else others * max(t.numel() for t in tensors_of(given))
     bare = name.removesuffix("_").removeprefix("_foreach_")
     if bare in _OTHERS:
         return _OTHERS[bare](given, out)
@@ -288,28 +218,17 @@ _MOVES |= {"constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replicati
 _MOVES |= {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "upsample_nearest1d", "upsample_nearest2d"}
 
 
-def _step(given: dict[str, Any], out: Any) -> int:
-    read = [value for name, value in given.items() if name != "losses"]
-    return _sum(read) + _sum(out) + given["losses"].itemsize + stored(given["step"])
-
-
 def _picked(given: dict[str, Any], out: Any) -> int:
     """Of what is chosen from, only what was chosen is read."""
-    return 2 * _sum(out) + _sum([given.get(name) for name in ("index", "indices")])
+    return 2 * total(out) + total([given.get(name) for name in ("index", "indices")])
 
 
 def _nll_loss(given: dict[str, Any], out: Any) -> int:
-    return stored(given["target"]) + given["target"].numel() * given["self"].itemsize + _sum(out)
+    return stored(given["target"]) + given["target"].numel() * given["self"].itemsize + total(out)
 
 
 #: Bytes of the ops that leave out some of what they are given.
 _MOVED: dict[str, Callable[[dict[str, Any], Any], int]] = {
-    "mse_step_": _step,
-    "cross_entropy_step_": _step,
-    # its rows of x and y are read and written; of the order so many numbers are read
-    "take_batch_": lambda of, out: (
-        2 * _sum([of["x_batch"], of["y_batch"]]) + _rows(of["order"], len(of["x_batch"])) + stored(of["step"])
-    ),
     "gather": _picked,
     "index_select": _picked,
     "index": _picked,
@@ -323,8 +242,8 @@ _MOVED: dict[str, Callable[[dict[str, Any], Any], int]] = {
 def _bytes(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
     if name in _NOTHING:
         return 0
-    if name in _MOVED:
-        return _MOVED[name](given, out)
+    if moved := OPS[name].moved if is_ours(op) else _MOVED.get(name):
+        return moved(given, out)
     schema = op._schema.arguments
     read = {argument.name: given[argument.name] for argument in schema if not argument.is_out}
     if name.replace("_foreach_", "") in _FILLS:
@@ -337,4 +256,4 @@ def _bytes(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
     written = [given[name] for name in mutable]
     values = out if isinstance(out, tuple) else (out,)
     written += [value for value, of in zip(values, op._schema.returns, strict=False) if of.alias_info is None]
-    return _sum(read) + _sum(written)
+    return total(read) + total(written)
