@@ -1,5 +1,5 @@
 // CUDA's language and runtime for a CPU: what csrc/kernels uses of it, under CUDA's names and with CUDA's rules. A
-// kernel is an ordinary function here; each of its threads runs on a fiber of its own (emulator.cpp).
+// kernel is an ordinary function here; each of its threads runs on a fiber of its own (scheduler.cpp).
 #pragma once
 
 #include <algorithm>

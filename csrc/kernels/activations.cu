@@ -1,4 +1,4 @@
-// Elementwise activations: a = f(z), and backward dz = delta f'(z), where f' is written in terms of a.
+// Elementwise activations: a = f(z), and backward dz = delta f'(z), where f' is a formula of a, or of z.
 //
 // Threads: each takes 16 bytes of elements: consecutive ones, in one access to each tensor, where all of them are one
 // aligned run of memory in the same order; otherwise element by element at computed offsets, neighbours in a warp.
@@ -9,90 +9,79 @@
 #include "instructions.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
+#include "types.cuh"
 
 namespace scratchcuda {
 
 constexpr int elementwise_threads = 256;
 
-// f takes one value of each input and gives the output's.
-template <class T, int inputs, class F>
+template <class T, int inputs>
 struct Elementwise {
     const T* in[inputs];
     T* out;
     Elements<inputs + 1> elements;
-    bool packed;
-    F f;
+    Parameters<Accumulator<T>> parameters;
 };
 
+// F::apply takes one value of each input and gives the output's.
 template <class T, int inputs, class F>
 __global__ void __launch_bounds__(elementwise_threads)
-    elementwise(const __grid_constant__ Elementwise<T, inputs, F> call) {
-    constexpr int count = per_access<T>, threads = elementwise_threads;
-    using Packed = Pack<T, count>;
+    elementwise(const __grid_constant__ Elementwise<T, inputs> call) {
     overlap_launches();
-    const int64_t block_first = int64_t(blockIdx.x) * threads * count;
-    const int64_t first = block_first + threadIdx.x * (call.packed ? count : 1);
-    if (call.packed && first + count <= call.elements.length) {
+    take_block<T, elementwise_threads>(call.elements, blockIdx.x, [&](auto pack, const auto& at) {
+        using Packed = decltype(pack);
         Packed in[inputs], out;
-        for (int t = 0; t < inputs; ++t) in[t] = *reinterpret_cast<const Packed*>(call.in[t] + first);
-        for (int e = 0; e < count; ++e) {
+        for (int t = 0; t < inputs; ++t) in[t] = *reinterpret_cast<const Packed*>(call.in[t] + at[t]);
+        for (int e = 0; e < Packed::count; ++e) {
             Accumulator<T> values[inputs];
             for (int t = 0; t < inputs; ++t) values[t] = widen(in[t].element[e]);
-            out.element[e] = narrow<T>(call.f(values));
+            out.element[e] = narrow<T>(F::apply(values, call.parameters.value));
         }
-        *reinterpret_cast<Packed*>(call.out + first) = out;
-        return;
-    }
-    for (int e = 0; e < count; ++e) {
-        const int64_t i = first + e * (call.packed ? 1 : threads);
-        if (i >= call.elements.length) return;
-        int64_t at[inputs + 1];
-        call.elements.offsets(i, at);
-        Accumulator<T> values[inputs];
-        for (int t = 0; t < inputs; ++t) values[t] = widen(call.in[t][at[t]]);
-        call.out[at[inputs]] = narrow<T>(call.f(values));
-    }
+        *reinterpret_cast<Packed*>(call.out + at[inputs]) = out;
+    });
 }
 
+template <class F>
 struct Forward {
-    Activation activation;
     template <class A>
-    __device__ A operator()(const A (&z)[1]) const {
-        return activate(activation, z[0]);
+    static __device__ A apply(const A (&z)[1], const A* parameters) {
+        return F::forward(z[0], parameters);
     }
 };
 
+template <class F>
 struct Backward {
-    Activation activation;
     template <class A>
-    __device__ A operator()(const A (&delta_and_a)[2]) const {
-        return differentiate(activation, delta_and_a[0], delta_and_a[1]);
+    static __device__ A apply(const A (&delta_and_value)[2], const A* parameters) {
+        return F::backward(delta_and_value[0], delta_and_value[1], parameters);
     }
 };
 
-// The output is the last of the tensors.
-template <int inputs, class F>
-cudaError_t launch_elementwise(const Tensor (&tensors)[inputs + 1], F f, cudaStream_t stream) {
+// Launches the kernel of Pass<f>. The output is the last of the tensors.
+template <template <class> class Pass, int inputs, class... F>
+cudaError_t launch_elementwise(const Tensor (&tensors)[inputs + 1], const Activation& f, List<F...>,
+                               cudaStream_t stream) {
     Elements<inputs + 1> elements;
     if (!as_elements(tensors, elements)) return cudaErrorInvalidValue;
     if (elements.length == 0) return cudaSuccess;
     return dispatch(tensors[0].dtype, [&](auto zero) {
         using T = decltype(zero);
-        Elementwise<T, inputs, F> call{{}, static_cast<T*>(tensors[inputs].data), elements, elements.contiguous(), f};
+        Elementwise<T, inputs> call{{}, static_cast<T*>(tensors[inputs].data), elements, Parameters<Accumulator<T>>(f)};
         for (int t = 0; t < inputs; ++t) call.in[t] = static_cast<const T*>(tensors[t].data);
-        for (const Tensor& tensor : tensors) call.packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
         const int64_t block = elementwise_threads * per_access<T>;
         const int64_t blocks = (elements.length + block - 1) / block;
-        return launch<elementwise<T, inputs, F>, elementwise_threads>(blocks, 1, stream, call);
+        cudaError_t (*const launches[])(int64_t, int64_t, cudaStream_t, Elementwise<T, inputs>&) = {
+            launch<elementwise<T, inputs, Pass<F>>, elementwise_threads>...};
+        return launches[f.index](blocks, 1, stream, call);
     });
 }
 
 cudaError_t activation_forward(Tensor z, Tensor a, Activation f, cudaStream_t stream) {
-    return launch_elementwise<1>({z, a}, Forward{f}, stream);
+    return launch_elementwise<Forward, 1>({z, a}, f, Activations{}, stream);
 }
 
-cudaError_t activation_backward(Tensor delta, Tensor a, Tensor dz, Activation f, cudaStream_t stream) {
-    return launch_elementwise<2>({delta, a, dz}, Backward{f}, stream);
+cudaError_t activation_backward(Tensor delta, Tensor value, Tensor dz, Activation f, cudaStream_t stream) {
+    return launch_elementwise<Backward, 2>({delta, value, dz}, f, Activations{}, stream);
 }
 
 }  // namespace scratchcuda

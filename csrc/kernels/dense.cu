@@ -14,24 +14,24 @@
 
 namespace scratchcuda {
 
-// Of x w: adds the bias, if there is one, applies f, stores. Of delta w^T: multiplies by f' in terms of `outputs`, if
-// they are there.
+// Of x w: adds the bias, if there is one, applies f, stores. Of delta w^T: multiplies by f' in terms of `values`, f's
+// outputs or inputs, if they are there.
 template <class T>
 struct StoreOutput {
     static constexpr bool column_sums = false;
     Matrix<T> out;
     const T* bias;
     int64_t bias_stride;
-    Matrix<T> outputs;
-    Activation f;
+    Matrix<T> values;
+    Chosen<Accumulator<T>> f;
     bool along_rows;
 
     __device__ void operator()(int64_t i, int64_t j, Accumulator<T> value) const {
-        if (outputs.data) {  // rounded before, so that the bits are those of two kernels
-            value = differentiate(f, widen(narrow<T>(value)), widen(outputs.at(i, j)));
+        if (values.data) {  // rounded before, so that the bits are those of two kernels
+            value = f.backward(widen(narrow<T>(value)), widen(values.at(i, j)));
         } else {
             if (bias) value += widen(bias[j * bias_stride]);
-            value = activate(f, value);
+            value = f.forward(value);
         }
         out.at(i, j) = narrow<T>(value);
     }
@@ -103,16 +103,16 @@ static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
     return std::max<int64_t>(1, std::min(room, m / least_rows));
 }
 
-// f(x w + b), or, with w transposed and no bias, x w^T, times f' where there are outputs of f.
+// f(x w + b), or, with w transposed and no bias, x w^T, times f' where there are values of f.
 static cudaError_t launch_product(const Tensor& x, const Tensor& w, bool transposed, const Tensor* b,
-                                  const Tensor* outputs, const Tensor& out, Activation f, Tile tile,
+                                  const Tensor* values, const Tensor& out, const Activation& f, Tile tile,
                                   cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         Matrix<T> a, factor;
-        StoreOutput<T> store{{}, nullptr, 0, {}, f, false};
+        StoreOutput<T> store{{}, nullptr, 0, {}, Chosen<Accumulator<T>>(f), false};
         if (!as_matrix(x, a) || !as_matrix(w, factor) || !as_matrix(out, store.out)) return cudaErrorInvalidValue;
-        if (outputs && !as_matrix(*outputs, store.outputs)) return cudaErrorInvalidValue;
+        if (values && !as_matrix(*values, store.values)) return cudaErrorInvalidValue;
         if (b) store.bias = static_cast<const T*>(b->data), store.bias_stride = b->stride[0];
         store.along_rows = store.out.along_rows();
         if (transposed) factor = factor.transposed();

@@ -13,7 +13,12 @@ namespace scratchcuda {
 
 enum class Dtype : int32_t { float64, float32, float16, bfloat16, int64 };
 
-enum class Activation : int32_t { none, relu, sigmoid, tanh };
+// One of those that activations.cuh lists, with its parameters in front; none, if negative.
+constexpr int most_parameters = 2;
+struct Activation {
+    int32_t index = -1;
+    double parameters[most_parameters] = {};
+};
 
 // Block tiles of the matrix product (matmul.cuh); `automatic` chooses by shape, the others are for tests.
 enum class Tile : int32_t { automatic = -1, small, medium, large, thin };
@@ -30,7 +35,8 @@ struct Tensor {
 // a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,)); b may be null
 cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
 
-// dx (..., n_in) = delta (..., n_out) w^T, or, with the outputs a (..., n_in) of an activation f below, times f' there.
+// dx (..., n_in) = delta (..., n_out) w^T, or, with the outputs a (..., n_in) of an activation f below (its inputs, if f'
+// is a formula of these), times f' there.
 cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activation f, Tensor dx, Tile tile,
                                  cudaStream_t stream);
 
@@ -45,9 +51,9 @@ cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, 
 
 int64_t dense_workspace_bytes(Tensor delta, Tensor x, Tile tile);
 
-// Elementwise on tensors of one shape: a = f(z), and dz = delta f'(z), with the derivative in terms of a.
+// Elementwise on tensors of one shape: a = f(z), and dz = delta f'(z), where `value` is a, or z if f' is a formula of z.
 cudaError_t activation_forward(Tensor z, Tensor a, Activation f, cudaStream_t stream);
-cudaError_t activation_backward(Tensor delta, Tensor a, Tensor dz, Activation f, cudaStream_t stream);
+cudaError_t activation_backward(Tensor delta, Tensor value, Tensor dz, Activation f, cudaStream_t stream);
 
 // Over the last dimension. The output may be the input.
 cudaError_t softmax_forward(Tensor z, Tensor a, cudaStream_t stream);

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "launchers.h"
+#include "types.cuh"
 
 namespace scratchcuda {
 
@@ -91,11 +91,13 @@ bool as_matrix(const Tensor& tensor, Matrix<T>& matrix) {
     return true;
 }
 
-// One index over `count` tensors of one shape, element by element.
+// One index over `count` tensors of one shape, element by element. Where they are packed, each is one run of memory in
+// the same order, aligned to 16 bytes.
 template <int count, int most_dims = max_dims>
 struct Elements {
     int64_t length = 1;
     int dims = 0;
+    bool packed = false;
     int64_t size[most_dims];
     int64_t stride[count][most_dims];
 
@@ -108,11 +110,6 @@ struct Elements {
             i /= size[d];
         }
         for (int t = 0; t < count; ++t) sum[t] += i * stride[t][dims - 1];
-    }
-
-    // Every tensor is one run of memory, in the same order.
-    bool contiguous() const {
-        return dims == 1 && std::all_of(stride, stride + count, [](auto& s) { return s[0] == 1; });
     }
 };
 
@@ -146,7 +143,39 @@ bool as_elements(const Tensor (&tensors)[count], Elements<count, most_dims>& ele
         elements.dims = 1;
         for (auto& stride : elements.stride) stride[0] = 1;
     }
+    elements.packed = elements.dims == 1;
+    for (int t = 0; t < count; ++t) {
+        const auto address = reinterpret_cast<uintptr_t>(tensors[t].data);
+        elements.packed &= elements.stride[t][0] == 1 && address % 16 == 0;
+    }
     return true;
+}
+
+// Hands 16 bytes of elements to `body`: from `first` on, in one Pack, where they are packed, otherwise each by itself,
+// `step` apart. It gets a value of the Pack's type, and where that lies in each tensor.
+template <class T, int tensors, int most_dims, class Body>
+__device__ void take_elements(const Elements<tensors, most_dims>& elements, int64_t first, int step, Body body) {
+    constexpr int count = per_access<T>;
+    int64_t at[tensors];
+    if (elements.packed && first + count <= elements.length) {
+        for (int64_t& offset : at) offset = first;
+        return body(Pack<T, count>{}, at);
+    }
+#pragma unroll 1  // as in offsets()
+    for (int e = 0; e < count; ++e) {
+        const int64_t i = first + e * step;
+        if (i >= elements.length) return;
+        elements.offsets(i, at);
+        body(Pack<T, 1>{}, at);
+    }
+}
+
+// The same for each thread of a block. Those that are not packed are neighbours in a warp.
+template <class T, int threads, int tensors, int most_dims, class Body>
+__device__ void take_block(const Elements<tensors, most_dims>& elements, int64_t block, Body body) {
+    constexpr int count = per_access<T>;
+    const int64_t first = block * threads * count + threadIdx.x * (elements.packed ? count : 1);
+    take_elements<T>(elements, first, elements.packed ? 1 : threads, body);
 }
 
 }  // namespace scratchcuda

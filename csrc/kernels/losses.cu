@@ -79,44 +79,33 @@ struct Mse {
     const T *y_pred, *y_true;
     T* gradient;
     Elements<3> elements;
-    bool packed;
     Accumulator<T> scale;
     LossSum<T> loss;
-
-    // Writes the gradient of one element, and returns its square.
-    __device__ Accumulator<T> take(const T& p, const T& t, T& g) const {
-        const Accumulator<T> difference = widen(p) - widen(t);
-        g = narrow<T>(scale * difference);
-        return difference * difference;
-    }
 };
 
 template <class T>
 __global__ void __launch_bounds__(block) mse_elements(const __grid_constant__ Mse<T> mse) {
     using A = Accumulator<T>;
     constexpr int count = per_access<T>;
-    using Packed = Pack<T, count>;
     overlap_launches();
     SharedMemory memory;
     A sum = 0;
-    const int64_t length = mse.elements.length, step = int64_t(gridDim.x) * block * count;
+    const int64_t step = int64_t(gridDim.x) * block * count;
     // The same elements whether packed or not, so that their sum is the same.
-    for (int64_t first = (int64_t(blockIdx.x) * block + threadIdx.x) * count; first < length; first += step) {
-        if (mse.packed && first + count <= length) {
-            const Packed p = *reinterpret_cast<const Packed*>(mse.y_pred + first);
-            const Packed t = *reinterpret_cast<const Packed*>(mse.y_true + first);
+    for (int64_t first = (int64_t(blockIdx.x) * block + threadIdx.x) * count; first < mse.elements.length;
+         first += step) {
+        take_elements<T>(mse.elements, first, 1, [&](auto pack, const auto& at) {
+            using Packed = decltype(pack);
+            const Packed p = *reinterpret_cast<const Packed*>(mse.y_pred + at[0]);
+            const Packed t = *reinterpret_cast<const Packed*>(mse.y_true + at[1]);
             Packed g;
-            for (int e = 0; e < count; ++e) sum += mse.take(p.element[e], t.element[e], g.element[e]);
-            *reinterpret_cast<Packed*>(mse.gradient + first) = g;
-            continue;
-        }
-        for (int e = 0; e < count; ++e) {
-            const int64_t i = first + e;
-            if (i >= length) break;
-            int64_t at[3];
-            mse.elements.offsets(i, at);
-            sum += mse.take(mse.y_pred[at[0]], mse.y_true[at[1]], mse.gradient[at[2]]);
-        }
+            for (int e = 0; e < Packed::count; ++e) {
+                const A difference = widen(p.element[e]) - widen(t.element[e]);
+                g.element[e] = narrow<T>(mse.scale * difference);
+                sum += difference * difference;
+            }
+            *reinterpret_cast<Packed*>(mse.gradient + at[2]) = g;
+        });
     }
     sum = reduce<block>(sum, Add{}, memory.take<A>(block / warp));
     if (threadIdx.x == 0) mse.loss.add_block(sum);
@@ -285,17 +274,12 @@ cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, const Tensor* step, T
     return dispatch(y_pred.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = Accumulator<T>;
-        bool packed = elements.contiguous();
-        for (const Tensor& tensor : {y_pred, y_true, gradient}) {
-            packed &= reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
-        }
         const LossSum<T> sum{place_of<T>(loss, step), static_cast<A*>(workspace), static_cast<A>(elements.length),
                              nullptr};
         const Mse<T> call{static_cast<const T*>(y_pred.data),
                           static_cast<const T*>(y_true.data),
                           static_cast<T*>(gradient.data),
                           elements,
-                          packed,
                           A(2) / sum.all,
                           sum};
         return launch_loss<T, mse_elements<T>, block>(call, mse_blocks(elements.length), stream);

@@ -22,7 +22,6 @@ struct Update {
     void *p, *m;  // m is p where there is no momentum
     const void* g;
     Dtype dtype;
-    bool packed;
     Elements<3, most_dims> elements;  // of g, m and p
 };
 
@@ -50,33 +49,23 @@ __device__ A descend(const Sgd& sgd, A p, A g, A& m) {
 template <class T, int most_dims>
 __device__ void update_block(const Sgd& sgd, const Update<most_dims>& update, int64_t block_number) {
     using A = Accumulator<T>;
-    constexpr int count = per_access<T>, threads = sgd_threads;
-    using Packed = Pack<T, count>;
     T *p = static_cast<T*>(update.p), *m = static_cast<T*>(update.m);
     const T* g = static_cast<const T*>(update.g);
-    const int64_t first = block_number * threads * count + threadIdx.x * (update.packed ? count : 1);
-    if (update.packed && first + count <= update.elements.length) {
-        Packed p_pack = *reinterpret_cast<const Packed*>(p + first), m_pack = p_pack;
-        const Packed g_pack = *reinterpret_cast<const Packed*>(g + first);
-        if (sgd.momentum != 0 && !sgd.is_first_step) m_pack = *reinterpret_cast<const Packed*>(m + first);
-        for (int e = 0; e < count; ++e) {
+    // [=], which takes fewer registers than [&].
+    take_block<T, sgd_threads>(update.elements, block_number, [=](auto pack, const auto& at) {
+        using Packed = decltype(pack);
+        Packed m_pack{};
+        if (sgd.momentum != 0 && !sgd.is_first_step) m_pack = *reinterpret_cast<const Packed*>(m + at[1]);
+        Packed p_pack = *reinterpret_cast<const Packed*>(p + at[2]);
+        const Packed g_pack = *reinterpret_cast<const Packed*>(g + at[0]);
+        for (int e = 0; e < Packed::count; ++e) {
             A m_value = widen(m_pack.element[e]);
             p_pack.element[e] = narrow<T>(descend<A>(sgd, widen(p_pack.element[e]), widen(g_pack.element[e]), m_value));
             m_pack.element[e] = narrow<T>(m_value);
         }
-        if (sgd.momentum != 0) *reinterpret_cast<Packed*>(m + first) = m_pack;
-        *reinterpret_cast<Packed*>(p + first) = p_pack;
-        return;
-    }
-    for (int e = 0; e < count; ++e) {
-        const int64_t i = first + e * (update.packed ? 1 : threads);
-        if (i >= update.elements.length) return;
-        int64_t at[3];
-        update.elements.offsets(i, at);
-        A m_value = sgd.momentum != 0 && !sgd.is_first_step ? widen(m[at[1]]) : A(0);
-        p[at[2]] = narrow<T>(descend<A>(sgd, widen(p[at[2]]), widen(g[at[0]]), m_value));
-        if (sgd.momentum != 0) m[at[1]] = narrow<T>(m_value);
-    }
+        if (sgd.momentum != 0) *reinterpret_cast<Packed*>(m + at[1]) = m_pack;
+        *reinterpret_cast<Packed*>(p + at[2]) = p_pack;
+    });
 }
 
 template <class Table>
@@ -118,10 +107,6 @@ cudaError_t launch_sgd(const SgdTensors& tensors, const Sgd& sgd, cudaStream_t s
             as_elements({g, m, p}, update.elements);  // which fits, as sgd_update has seen
             if (update.elements.length == 0) continue;
             update.p = p.data, update.m = m.data, update.g = g.data, update.dtype = p.dtype;
-            update.packed = update.elements.contiguous();
-            for (const void* data : {p.data, m.data, g.data}) {
-                update.packed &= reinterpret_cast<uintptr_t>(data) % 16 == 0;
-            }
             const int64_t block = sgd_threads * 16 / element_bytes(p.dtype);
             table.first_block[table.tensors++] = blocks;
             blocks += (update.elements.length + block - 1) / block;

@@ -63,8 +63,9 @@ __device__ A lowest() {
 }
 
 // Elements that move in one access.
-template <class T, int count>
-struct alignas(sizeof(T) * count) Pack {
+template <class T, int count_>
+struct alignas(sizeof(T) * count_) Pack {
+    static constexpr int count = count_;
     T element[count];
 };
 

@@ -109,6 +109,22 @@ inline void check_features(const char* name, const stable::Tensor& tensor, int64
     }
 }
 
+// What an activation takes, forward and backward, as its kernels do.
+inline stable::Tensor checked(const stable::Tensor& z) {
+    check_dtype("z", z);
+    check_here("z", z);
+    return operand(z);
+}
+
+inline std::tuple<stable::Tensor, stable::Tensor> checked(const stable::Tensor& delta, const stable::Tensor& value,
+                                                          const char* name) {
+    check_dtype("delta", delta);
+    check_alike(name, value, delta, "delta");
+    check_shape(name, value, delta.sizes());
+    check_here("delta", delta);
+    return {operand(delta), operand(value)};
+}
+
 // Every element has memory of its own.
 inline void check_writable(const std::string& name, const stable::Tensor& tensor) {
     for (int64_t d = 0; d < tensor.dim(); ++d) {

@@ -1,16 +1,35 @@
 // The dense layer's ops: forward, the gradients, and the update with no gradient stored.
+#include "../kernels/activations.cuh"
 #include "checks.h"
 
 namespace scratchcuda::ops {
 
 namespace {
 
-// The elementwise activation of this name.
-Activation elementwise(const std::string& name, const char* expected) {
-    static const std::string names[] = {"none", "relu", "sigmoid", "tanh"};
-    const auto* const found = std::find(std::begin(names), std::end(names), name);
-    if (found == std::end(names)) refuse("activation is '", name, "', expected ", expected);
-    return static_cast<Activation>(found - names);
+// The elementwise activation of this name, with these parameters; none, for a softmax, where the op takes one.
+template <class... F>
+Activation elementwise(const std::string& name, const std::vector<double>& parameters, bool or_softmax, List<F...>) {
+    static const std::pair<std::string, size_t> known[] = {{"none", 0}, {F::name, F::parameters}..., {"softmax", 0}};
+    const auto* const end = std::end(known) - !or_softmax;
+    const auto* const found = std::find_if(std::begin(known), end, [&](auto& f) { return f.first == name; });
+    if (found == end) {
+        std::string names;
+        for (const auto* f = known; f < end; ++f) names += (names.empty() ? "" : ", ") + f->first;
+        refuse("activation is '", name, "', expected one of ", names);
+    }
+    if (parameters.size() != found->second) {
+        refuse("activation_parameters has ", parameters.size(), " numbers, expected ", found->second, " for ", name);
+    }
+    Activation f;
+    if (name != "softmax") f.index = static_cast<int32_t>(found - known) - 1;
+    std::copy(parameters.begin(), parameters.end(), f.parameters);
+    return f;
+}
+
+template <class... F>
+bool derives_from_input(const Activation& f, List<F...>) {
+    int32_t index = 0;
+    return ((f.index == index++ && F::of_input) || ...);
 }
 
 // The sizes of `tensor` with another last one.
@@ -22,7 +41,7 @@ Sizes with_features(const stable::Tensor& tensor, int64_t features) {
 
 // x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
 stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const std::optional<stable::Tensor>& b,
-                     const std::string& activation) {
+                     const std::string& activation, const std::vector<double>& activation_parameters) {
     const Guard guard(x);
     check_dtype("x", x);
     check_alike("w", w, x, "x");
@@ -33,7 +52,7 @@ stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const std
         check_shape("b", *b, Sizes{w.size(1)});
     }
     const bool softmax = activation == "softmax";
-    const auto f = elementwise(softmax ? "none" : activation, "one of none, relu, sigmoid, tanh, softmax");
+    const auto f = elementwise(activation, activation_parameters, true, Activations{});
     check_here("x", x);
     const auto rows = operand(x);
     auto a = empty(x, with_features(x, w.size(1)));
@@ -45,19 +64,21 @@ stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const std
 
 // delta (..., n_out), w (n_in, n_out), a (..., n_in) -> (..., n_in)
 stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::Tensor& w,
-                                    const std::optional<stable::Tensor>& a, const std::string& activation) {
+                                    const std::optional<stable::Tensor>& a, const std::string& activation,
+                                    const std::vector<double>& activation_parameters) {
     const Guard guard(delta);
     check_dtype("delta", delta);
     check_alike("w", w, delta, "delta");
     check_dims("w", w, 2, "(n_in, n_out)");
     check_features("delta", delta, w.size(1));
-    const auto f = elementwise(activation, "one of none, relu, sigmoid, tanh");
+    const auto f = elementwise(activation, activation_parameters, false, Activations{});
     const auto sizes = with_features(delta, w.size(0));
     if (a) {
         check_alike("a", *a, delta, "delta");
         check_shape("a", *a, sizes);
-    } else if (f != Activation::none) {
-        refuse("a is None, expected the outputs of ", activation);
+    } else if (f.index >= 0) {
+        const char* const values = derives_from_input(f, Activations{}) ? "inputs" : "outputs";
+        refuse("a is None, expected the ", values, " of ", activation);
     }
     check_here("delta", delta);
     const auto rows = operand(delta), outputs = a ? operand(*a) : rows;

@@ -1,15 +1,11 @@
-// Runs a launch on the CPU: every thread is a fiber, and one of them runs at a time, until it waits or ends. Blocks run
-// one after another, or together if the launch is cooperative. What a GPU would leave undefined is an error where it
-// shows.
-#include <cxxabi.h>
-#include <dlfcn.h>
+// Runs the threads of a launch on the CPU: each is a fiber, and one of them runs at a time, until it waits or ends.
+// Blocks run one after another, or together if the launch is cooperative. What a GPU would leave undefined is an error
+// where it shows.
+#include "scheduler.h"
 
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,19 +22,9 @@ dim3 blockDim, gridDim;
 
 namespace emulator {
 
-constexpr unsigned most_threads = 1024;
-constexpr size_t shared_without_asking = 48 * 1024;
-constexpr size_t most_shared = (__CUDA_ARCH__ >= 800 ? 163 : 64) * 1024;
 constexpr size_t red_zone = 64;
 constexpr int most_pieces = 8;  // of shared memory, at a time
 constexpr unsigned char red = 0xfb;
-#ifdef EMULATOR_THREAD
-constexpr bool watched = true;
-#else
-constexpr bool watched = false;
-#endif
-constexpr size_t watched_threads = 6000;  // at a time: ThreadSanitizer has room for 8,128
-constexpr size_t cooperative_threads = watched ? watched_threads : 8192;  // that fit on this device together
 
 namespace {
 
@@ -96,40 +82,11 @@ struct Launch {
     cudaError_t error = cudaSuccess;
 };
 
-struct Record {
-    const void* kernel;
-    dim3 grid, block;
-    size_t shared_bytes;
-    int device;
-    cudaStream_t stream;
-};
-
-std::mutex one_launch;
 Launch* launch;
 Thread* running;
 Fiber scheduler;
 std::vector<Stack> stacks;
 uint64_t random_state = 0;
-// As in CUDA, the system thread's own.
-thread_local std::string message;
-thread_local cudaError_t last_error = cudaSuccess;
-thread_local int current_device = 0;
-thread_local cudaStream_t stream = nullptr;
-std::map<const void*, size_t> asked_shared;
-bool recording = false;
-std::vector<Record> records;
-
-cudaError_t fail(cudaError_t error, const char* format, ...) __attribute__((format(printf, 2, 3)));
-cudaError_t fail(cudaError_t error, const char* format, ...) {
-    char text[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    message = text;
-    return last_error = error;
-}
-
 // Ends the launch. The fiber that found the fault is never resumed.
 [[noreturn]] void fault(cudaError_t error, const std::string& what) {
     const uint3 b = running->block->index, t = running->index;
@@ -161,8 +118,6 @@ template <class Item>
 void mix(std::vector<Item>& items) {
     for (size_t left = items.size(); left > 1; --left) std::swap(items[left - 1], items[random_below(left)]);
 }
-
-unsigned count(dim3 size) { return size.x * size.y * size.z; }
 
 void thread_main() {
     launch->call(launch->arguments);
@@ -329,53 +284,18 @@ void forget(Launch& here) {
     if (watched) stacks.clear();
 }
 
-cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel, bool cooperative) {
-    const dim3 grid = config.gridDim, block = config.blockDim;
-    if (uint64_t(block.x) * block.y * block.z > most_threads || block.z > 64 || block.x * block.y * block.z == 0) {
-        return fail(cudaErrorInvalidConfiguration, "a block of (%u, %u, %u) threads, expected 1 to %u in all", block.x,
-                    block.y, block.z, most_threads);
-    }
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) {
-        return fail(cudaErrorInvalidConfiguration,
-                    "a grid of (%u, %u, %u) blocks, expected 1 to (2147483647, 65535, 65535)", grid.x, grid.y, grid.z);
-    }
-    const auto asked = asked_shared.find(kernel);
-    const size_t allowed = std::max(shared_without_asking, asked == asked_shared.end() ? 0 : asked->second);
-    if (config.dynamicSmemBytes > allowed) {
-        return fail(cudaErrorInvalidValue, "%zu bytes of shared memory, expected at most %zu unless asked for",
-                    config.dynamicSmemBytes, allowed);
-    }
-    const size_t threads = size_t(grid.x) * grid.y * grid.z * count(block);
-    if (cooperative && threads > cooperative_threads) {
-        return fail(cudaErrorCooperativeLaunchTooLarge, "%zu threads, expected at most %zu, which fit together",
-                    threads, cooperative_threads);
-    }
-    return cudaSuccess;
-}
-
 }  // namespace
 
-cudaStream_t current_stream() { return stream; }
+void seed(uint64_t number) { random_state = number; }
 
-cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*call)(const void*),
-                const void* arguments) {
-    const std::lock_guard<std::mutex> lock(one_launch);
+cudaError_t schedule(const cudaLaunchConfig_t& config, bool cooperative, bool overlaps, void (*call)(const void*),
+                     const void* arguments) {
     Launch here;
-    for (unsigned a = 0; a < config.numAttrs; ++a) {
-        const cudaLaunchAttribute& attribute = config.attrs[a];
-        if (attribute.id == cudaLaunchAttributeCooperative) here.cooperative = attribute.val.cooperative;
-        if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
-            here.overlaps = attribute.val.programmaticStreamSerializationAllowed;
-        }
-    }
-    if (const cudaError_t error = check_launch(config, kernel, here.cooperative)) return error;
-    if (recording) {
-        records.push_back(
-            {kernel, config.gridDim, config.blockDim, config.dynamicSmemBytes, current_device, config.stream});
-    }
     here.config = &config;
     here.call = call;
     here.arguments = arguments;
+    here.cooperative = cooperative;
+    here.overlaps = overlaps;
     launch = &here;
     blockDim = config.blockDim;
     gridDim = config.gridDim;
@@ -533,94 +453,9 @@ void* take_shared(int generation, int piece, size_t bytes) {
 
 }  // namespace emulator
 
-using namespace emulator;
-
-extern "C" {
-
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-    const std::lock_guard<std::mutex> lock(one_launch);
-    if (value < 0 || size_t(value) > most_shared) {
-        return fail(cudaErrorInvalidValue, "asks for %d bytes of shared memory, expected at most %zu", value,
-                    most_shared);
-    }
-    asked_shared[kernel] = value;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-
-cudaError_t cudaSetDevice(int device) {
-    if (device < 0 || device > 1) return fail(cudaErrorInvalidDevice, "device %d, expected 0 or 1", device);
-    current_device = device;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetDevice(int* device) {
-    *device = current_device;
-    return cudaSuccess;
-}
-
-const char* cudaGetErrorName(cudaError_t error) {
-    switch (error) {
-        case cudaSuccess:
-            return "cudaSuccess";
-        case cudaErrorInvalidValue:
-            return "cudaErrorInvalidValue";
-        case cudaErrorInvalidConfiguration:
-            return "cudaErrorInvalidConfiguration";
-        case cudaErrorInvalidDevice:
-            return "cudaErrorInvalidDevice";
-        case cudaErrorIllegalAddress:
-            return "cudaErrorIllegalAddress";
-        case cudaErrorMisalignedAddress:
-            return "cudaErrorMisalignedAddress";
-        case cudaErrorLaunchFailure:
-            return "cudaErrorLaunchFailure";
-        case cudaErrorCooperativeLaunchTooLarge:
-            return "cudaErrorCooperativeLaunchTooLarge";
-    }
-    return "cudaErrorUnknown";
-}
-
-// Of the last error, with the thread and the line.
-const char* cudaGetErrorString(cudaError_t) { return message.c_str(); }
-
-// Besides CUDA's: what Python asks of the emulator itself.
-
-void emulator_set_stream(uint64_t number) { stream = reinterpret_cast<cudaStream_t>(number); }
-
-void emulator_seed(uint64_t seed) {
-    const std::lock_guard<std::mutex> lock(one_launch);
-    random_state = seed;
-}
-
-void emulator_record(int on) {
-    const std::lock_guard<std::mutex> lock(one_launch);
-    recording = on;
-    records.clear();
-}
-
-// A line for each launch since emulator_record: device, stream, grid, block, shared bytes, kernel.
-const char* emulator_records() {
-    static thread_local std::string lines;
-    const std::lock_guard<std::mutex> lock(one_launch);
-    lines.clear();
-    for (const Record& r : records) {
-        Dl_info symbol{};
-        dladdr(r.kernel, &symbol);
-        char* name = symbol.dli_sname ? abi::__cxa_demangle(symbol.dli_sname, nullptr, nullptr, nullptr) : nullptr;
-        char numbers[160];
-        std::snprintf(numbers, sizeof numbers, "%d %p %u,%u,%u %u,%u,%u %zu ", r.device, static_cast<void*>(r.stream),
-                      r.grid.x, r.grid.y, r.grid.z, r.block.x, r.block.y, r.block.z, r.shared_bytes);
-        lines += numbers + std::string(name ? name : symbol.dli_sname ? symbol.dli_sname : "?") + "\n";
-        std::free(name);
-    }
-    return lines.c_str();
-}
-
 #ifndef EMULATOR_ADDRESS
 // What the compiler's alignment checks call: the place in the source, and the address.
-[[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const void* data, uintptr_t address) {
+extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const void* data, uintptr_t address) {
     struct Place {
         const char* file;
         uint32_t line, column;
@@ -631,4 +466,3 @@ const char* emulator_records() {
     emulator::fault(cudaErrorMisalignedAddress, "at " + std::string(place->file) + where);
 }
 #endif
-}
