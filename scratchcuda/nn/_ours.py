@@ -1,7 +1,7 @@
 """The names of scratchcuda.nn that are ours."""
 
 from scratchcuda.nn import functional
-from scratchcuda.nn.conversion import Conversion, convert, revert
+from scratchcuda.nn.conversion import convert, revert
 from scratchcuda.nn.layers import (
     ELEMENTWISE,
     CrossEntropyLoss,
@@ -11,6 +11,7 @@ from scratchcuda.nn.layers import (
     MSELoss,
     Softmax,
 )
+from scratchcuda.nn.report import Conversion
 
 __all__ = [
     "Conversion",
