@@ -15,11 +15,9 @@ from typer.testing import CliRunner
 from scratchcuda.cli import app
 from scratchcuda.conditions import conditions
 from scratchcuda.profiler import Profile, ceilings, plots, report
-from scratchcuda.profiler.ceilings import Ceilings
-from scratchcuda.profiler.kernels import Kernel
-from scratchcuda.profiler.measure import Row
-from scratchcuda.profiler.race import Step
-from scratchcuda.profiler.tables import compared, tables
+from scratchcuda.profiler.comparison import compared
+from scratchcuda.profiler.findings import Ceilings, Kernel, Row, Step
+from scratchcuda.profiler.tables import tables
 
 pytestmark = pytest.mark.backends("tensor")
 LIMITS = Ceilings("a device", {}, 1e12, dict.fromkeys(ceilings.DTYPES, 1e13), 1e-6)
@@ -144,7 +142,7 @@ def test_the_terminal_shows_all_of_it(width):
     console = Console(record=True, width=width, file=io.StringIO())
     report.show(profile, 15, "time", console)
     comparison = profile.compare(replace(profile, dtype="float64"))
-    report.show_comparison(comparison, 15, console)
+    report.show_comparison(comparison.differences, compared(comparison, 15), console)
     shown = console.export_text()
     expected = ("a network", "Something is missing", "matmul<float>", "latency", "They differ in dtype, float32 and")
     assert all(text in shown for text in expected)

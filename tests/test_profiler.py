@@ -16,9 +16,9 @@ from torch.utils.flop_counter import register_flop_formula
 import scratchcuda
 from scratchcuda import CrossEntropy, Dense, InputLayer, Model, ReLU, SimpleLinearRegression, Softmax, Tanh, _ranges
 from scratchcuda.profiler import ceilings, kernels, measure, profile, race
-from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import HostClock, clock_of, nothing
 from scratchcuda.profiler.costs import Cost
+from scratchcuda.profiler.findings import Ceilings
 from scratchcuda.profiler.record import Call, Ranges, Recorder, copied
 from scratchcuda.profiler.subjects import FitSubject, ModuleSubject
 

@@ -3,7 +3,7 @@
 import json
 import statistics
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -12,38 +12,9 @@ import torch
 
 from scratchcuda._build import library
 from scratchcuda.profiler.clocks import Clock
+from scratchcuda.profiler.findings import Ceilings
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """The limits that a call is compared with.
-
-    Attributes:
-        device: the processor or card.
-        conditions: what else they depend on: torch's version, threads, TF32.
-        bandwidth: of a large copy, bytes read and written a second.
-        flops: of a large matrix product by torch (on a GPU: cuBLAS), FLOPs a second by dtype.
-        launch: seconds of the smallest call: on a GPU of a kernel among others in a CUDA graph, on a CPU of a function
-            of torch on one element.
-    """
-
-    device: str
-    conditions: dict[str, str]
-    bandwidth: float
-    flops: dict[str, float]
-    launch: float
-
-    def floor(self, moved: int, flops: int, dtype: str, launches: int = 1) -> tuple[float, str]:
-        """The least seconds for so much work, and what sets them: "memory", "arithmetic" or "launch latency"."""
-        seconds = {
-            "memory": moved / self.bandwidth,
-            "arithmetic": flops / self.flops.get(dtype, self.flops["float32"]),
-            "launch latency": launches * self.launch,
-        }
-        limit = max(seconds, key=lambda name: seconds[name])
-        return seconds[limit], limit
 
 
 def measure(clock: Clock, copied: int | None = None, n: int | None = None) -> Ceilings:

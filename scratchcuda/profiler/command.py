@@ -35,7 +35,7 @@ from scratchcuda.options import (
     written,
 )
 from scratchcuda.profiler import kernels, profile
-from scratchcuda.profiler.profile import FILES
+from scratchcuda.profiler.findings import FILES
 from scratchcuda.profiler.record import Ranges
 from scratchcuda.profiler.subjects import FitSubject
 from scratchcuda.profiler.tables import SORTS

@@ -1,11 +1,12 @@
-"""Two profiles side by side: the same phases, layers, ops and whole steps."""
+"""Two profiles side by side: the same phases, layers, ops and whole steps, and their tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from scratchcuda.profiler.profile import Profile
+from scratchcuda.ops import _checks
+from scratchcuda.profiler.findings import Findings
+from scratchcuda.profiler.tables import Text, ratio, spread
 
 Times = dict[tuple[str, ...], list[float]]
 
@@ -29,8 +30,8 @@ class Sides:
 class Comparison:
     """What :meth:`Profile.compare` gives."""
 
-    first: "Profile"
-    second: "Profile"
+    first: Findings
+    second: Findings
 
     @property
     def differences(self) -> dict[str, tuple[Any, Any]]:
@@ -53,14 +54,15 @@ class Comparison:
         """Print its tables, of layers and ops the ``top`` most expensive ones; needs what Profile.show does."""
         from scratchcuda.profiler import report
 
-        report.show_comparison(self, top)
+        _checks.positive_int("top", top)
+        report.show_comparison(self.differences, compared(self, top))
 
 
 def _matched(first: Times, second: Times) -> dict[tuple[str, ...], Sides]:
     return {key: Sides(first.get(key), second.get(key)) for key in first | second}
 
 
-def _sums(profile: "Profile", names: Iterable[str]) -> Times:
+def _sums(profile: Findings, names: Iterable[str]) -> Times:
     found: Times = {}
     for row in profile.rows:
         key = tuple(getattr(row, name) for name in names)
@@ -68,9 +70,32 @@ def _sums(profile: "Profile", names: Iterable[str]) -> Times:
     return found
 
 
-def _facts(profile: "Profile") -> dict[str, Any]:
+def _facts(profile: Findings) -> dict[str, Any]:
     """All that times depend on, but for what no two runs have in common."""
     found = {"title": profile.title, "dtype": profile.dtype, "path": profile.path} | profile.conditions
     found |= found.pop("versions") | found.pop("settings")
     found["tensors of the first op"] = profile.rows[0].shapes
     return {name: value for name, value in found.items() if name not in ("date", "clocks")}
+
+
+def compared(comparison: Comparison, top: int) -> list[Text]:
+    """Steps, phases, and the most expensive layers and ops of two profiles."""
+    found = [_compared("Steps", [""], comparison.steps), _compared("Phases", ["phase"], comparison.ops("phase"))]
+    for title, names in {"Layers": ["layer", "phase"], "Ops": ["layer", "phase", "op"]}.items():
+        sides = comparison.ops(*names)
+        longest = sorted(sides, key=lambda key: -max(of[1] for of in (sides[key].first, sides[key].second) if of))
+        found.append(_compared(title, names, {key: sides[key] for key in sides if key in longest[:top]}))
+    note = "Of a step; of phases, layers and ops the sums of warm times, of layers and ops of those that take longest. "
+    note += "Ratio: the first one's time divided by the second's; a tie where the quartiles overlap."
+    found[-1].note = note
+    return found
+
+
+def _compared(title: str, names: Sequence[str], sides: Mapping[tuple[str, ...], Sides]) -> Text:
+    numbered = len(names) > 1
+    rows = []
+    for i, (key, both) in enumerate(sides.items(), 1):
+        times = [["", ""] if of is None else spread(of, 1e6) for of in (both.first, both.second)]
+        rows.append([*[str(i)] * numbered, *key, *times[0], *times[1], ratio(both.ratio)])
+    header = [*[""] * numbered, *names, "first, µs", "first quartiles", "second, µs", "second quartiles", "ratio"]
+    return Text(title, header, rows, "", tuple(names))

@@ -6,7 +6,6 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from scratchcuda.ops import _backend, _emulator
+from scratchcuda.profiler.findings import Kernel
 from scratchcuda.profiler.record import Call
 
 Events = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One launch.
-
-    Attributes:
-        name: of the kernel.
-        grid, block: their sizes.
-        registers: of a thread; None of the emulator's, and of what is no kernel, such as a copy.
-        shared_bytes: of a block.
-        occupancy: share of a multiprocessor's threads that can run together, from the binary of our kernels; None of
-            others.
-    """
-
-    name: str
-    grid: list[int]
-    block: list[int]
-    registers: int | None
-    shared_bytes: int
-    occupancy: float | None
 
 
 def launched(calls: Sequence[Call], device: torch.device) -> list[list[Kernel]]:

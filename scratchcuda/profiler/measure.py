@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,72 +10,11 @@ from torch import Tensor
 
 from scratchcuda.ops._registry import twins
 from scratchcuda.profiler import costs
-from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
-from scratchcuda.profiler.kernels import Kernel
+from scratchcuda.profiler.findings import Ceilings, Kernel, Row
 from scratchcuda.profiler.race import AGREEMENT
 from scratchcuda.profiler.record import Call, copied
 from scratchcuda.profiler.turns import ratio
-
-
-@dataclass
-class Row:
-    """One op of a layer in a phase. Times are seconds of a call, as first quartile, median and third quartile.
-
-    Attributes:
-        phase, layer, op, calls: as of the recorded call; calls in a step.
-        shapes: of its tensors.
-        dtype: that it computes in.
-        warm: its data may be in a cache.
-        cold: nothing is in the caches.
-        host: that the host takes to enqueue it; None on a CPU, where that is part of the time.
-        flops, bytes: the least that it has to do.
-        kernels: that it launches.
-        floor: the least seconds by the measured ceilings.
-        limit: what sets the floor: "memory", "arithmetic" or "launch latency".
-        error: ||result - oracle|| / ||oracle||, in float64; None where torch's float64 is its own oracle, or where it
-            draws random numbers.
-        eager, compiled: the time of torch's functions for the same work, eager and compiled, divided by this one, warm;
-            None where this is torch's function, and where the error says that the results differ.
-    """
-
-    phase: str
-    layer: str
-    op: str
-    calls: int
-    shapes: list[list[int]]
-    dtype: str
-    warm: list[float]
-    cold: list[float]
-    host: list[float] | None
-    flops: int
-    bytes: int
-    kernels: list[Kernel]
-    floor: float
-    limit: str
-    error: float | None
-    eager: list[float] | None
-    compiled: list[float] | None
-
-    @property
-    def seconds(self) -> float:
-        """Of all its calls in a step, warm."""
-        return self.calls * self.warm[1]
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes a second that it has moved at least. Of the cold time: in a cache it would not be memory's."""
-        return self.bytes / self.cold[1]
-
-    @property
-    def rate(self) -> float:
-        """FLOPs a second, of the cold time."""
-        return self.flops / self.cold[1]
-
-    @property
-    def of_floor(self) -> float:
-        """The floor as a share of the cold time."""
-        return self.floor / self.cold[1]
 
 
 def measure(call: Call, kernels: list[Kernel], clock: Clock, ceilings: Ceilings, compile: bool) -> Row:

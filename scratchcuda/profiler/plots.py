@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import Bbox
 
-from scratchcuda.profiler.measure import Row
-from scratchcuda.profiler.profile import Profile
+from scratchcuda.profiler.findings import Findings, Row
 from scratchcuda.profiler.tables import engineering, most, places
 
 #: By phase: marker, hatch and shade, so that each is told apart in black and white.
@@ -44,7 +43,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def roofline(profile: Profile) -> Figure:
+def roofline(profile: Findings) -> Figure:
     """Rate against intensity of each op, under the measured ceilings; the most expensive have their rows' numbers."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
@@ -132,7 +131,7 @@ def _listed(numbers: list[int]) -> str:
     return ",\n".join(", ".join(map(str, line)) for line in lines)
 
 
-def bars(profile: Profile) -> Figure:
+def bars(profile: Findings) -> Figure:
     """The step's time in order: by op, or, of many, by layer and phase; of too many the most expensive ones."""
     lines = [
         (f"{i}  {row.layer or row.phase}: {row.op}{_times(row)}", row.seconds, row.phase)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,86 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import scratchcuda
-from scratchcuda import conditions
+from scratchcuda import conditions, optim
 from scratchcuda.engine.linear_regression import SimpleLinearRegression
 from scratchcuda.engine.model import Model
 from scratchcuda.nn import convert, revert
 from scratchcuda.ops import _backend, _checks
 from scratchcuda.profiler import ceilings, costs, kernels, race
-from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, clock_of
 from scratchcuda.profiler.comparison import Comparison
-from scratchcuda.profiler.measure import Row, measure
+from scratchcuda.profiler.findings import Ceilings, Findings, Kernel
+from scratchcuda.profiler.measure import measure
 from scratchcuda.profiler.owned import owned
 from scratchcuda.profiler.record import Ranges, Recorder
 from scratchcuda.profiler.subjects import FitSubject, ModuleSubject, Optimizer, Subject, peers_of, torch_subjects
 
-#: What :meth:`Profile.save` writes.
-FILES = ("profile.json", "trace.json", "roofline.png", "step.png", "report.html")
 #: The name of what is profiled among its peers.
 THIS = "this"
 
 
-@dataclass
-class Profile:
-    """What :func:`profile` found. Times are seconds.
-
-    Attributes:
-        title: of what was profiled.
-        dtype: of its parameters.
-        path: what served the step: a path of Model.fit, or "eager".
-        conditions: the device, versions and settings.
-        ceilings: what the device can do at most.
-        rows: one for each op of each layer in each phase, in order of time.
-        steps: whole steps of this and its peers, by name.
-        trace: a step in Chrome's trace format.
-        notices: what is missing, and why.
-    """
-
-    title: str
-    dtype: str
-    path: str
-    conditions: dict[str, Any]
-    ceilings: Ceilings
-    rows: list[Row]
-    steps: dict[str, race.Step]
-    trace: dict[str, Any]
-    notices: list[str]
-
-    @property
-    def in_ops(self) -> float:
-        """Seconds of a step within its ops, warm; what remains of the step is overhead between them."""
-        return sum(row.seconds for row in self.rows)
-
-    def shares(self, row: Row) -> tuple[float, float | None]:
-        """A row's bandwidth as a share of a copy's, and its rate of a large product's, if there is one in its dtype."""
-        most = self.ceilings.flops.get(row.dtype)
-        return row.bandwidth / self.ceilings.bandwidth, most and row.rate / most
-
-    def as_dict(self) -> dict[str, Any]:
-        """All but the trace, for JSON, with rates and shares."""
-        found = asdict(replace(self, trace={}))
-        del found["trace"]
-        for row, of in zip(self.rows, found["rows"], strict=True):
-            of |= {"bytes a second": row.bandwidth, "FLOPs a second": row.rate, "of floor": row.of_floor}
-            of["of copy"], of["of products"] = self.shares(row)
-        return found | {"seconds in ops": self.in_ops}
-
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> "Profile":
-        """What :meth:`as_dict` has made; the trace is not in it."""
-        rows = [
-            Row(
-                **{name: of[name] for name in Row.__dataclass_fields__ if name != "kernels"},
-                kernels=[kernels.Kernel(**kernel) for kernel in of["kernels"]],
-            )
-            for of in found["rows"]
-        ]
-        steps = {name: race.Step(**step) for name, step in found["steps"].items()}
-        names = ("title", "dtype", "path", "conditions", "notices")
-        limits = Ceilings(**found["ceilings"])
-        return cls(**{name: found[name] for name in names}, ceilings=limits, rows=rows, steps=steps, trace={})
+class Profile(Findings):
+    """What :func:`profile` found, to be compared, shown and saved."""
 
     def compare(self, other: "Profile") -> Comparison:
         """This one and another side by side, as of before and after a change; ``show`` prints the result."""
@@ -183,7 +123,7 @@ def profile(
         is_profiled = torch.autograd._profiler_enabled()
         if is_profiled:
             notices.append("torch.profiler is at work outside of this: there is no trace, and no kernels are seen")
-        launched: list[list[kernels.Kernel]] = [[] for _ in calls]
+        launched: list[list[Kernel]] = [[] for _ in calls]
         with torch.no_grad():
             if not (is_profiled and subject.device.type == "cuda"):
                 launched = kernels.launched(list(calls.values()), subject.device)
@@ -269,9 +209,7 @@ def _subjects(
     is_ours, has_ours = bool(revert(net).swapped), bool(convert(net).swapped)
     del net
     theirs = optimizer or partial(torch.optim.SGD, lr=lr)
-    ours = partial(
-        ModuleSubject, model, inputs, targets, loss, optimizer or partial(scratchcuda.optim.SGD, lr=lr), kwargs
-    )
+    ours = partial(ModuleSubject, model, inputs, targets, loss, optimizer or partial(optim.SGD, lr=lr), kwargs)
     if is_ours:
         others = torch_subjects(model, inputs, targets, loss, theirs, compile, kwargs, change=revert)
         return ours(), others, notices

@@ -1,13 +1,13 @@
 """Whole steps beside torch's: all from the same start, in turns, and no ratio without the same losses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 
 import torch
 
 from scratchcuda.profiler.clocks import nothing, quartiles
+from scratchcuda.profiler.findings import Step
 from scratchcuda.profiler.subjects import Subject
 from scratchcuda.profiler.turns import ratio, take_turns
 
@@ -16,24 +16,6 @@ from scratchcuda.profiler.turns import ratio, take_turns
 #: has three digits or fewer.
 STEPS = 5
 AGREEMENT = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
-
-
-@dataclass
-class Step:
-    """One training step, as who makes it takes it.
-
-    Attributes:
-        path: what served it.
-        seconds: quartiles of its time, until the device has finished.
-        difference: of its losses to those of the first, the largest of some steps, relative to the largest loss; None
-            if they are not finite.
-        ratio: quartiles of the first one's time divided by this one; None where the losses differ.
-    """
-
-    path: str
-    seconds: list[float]
-    difference: float | None
-    ratio: list[float] | None
 
 
 def race(

@@ -2,8 +2,9 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
@@ -13,13 +14,12 @@ from scratchcuda._json import dumps
 from scratchcuda.conditions import sentence
 from scratchcuda.ops import _checks
 from scratchcuda.profiler import plots
-from scratchcuda.profiler.comparison import Comparison
-from scratchcuda.profiler.profile import FILES, Profile
-from scratchcuda.profiler.tables import SORTS, Text, compared, tables
+from scratchcuda.profiler.findings import FILES, Findings
+from scratchcuda.profiler.tables import SORTS, Text, tables
 from scratchcuda.tables import open_console, print_table
 
 
-def show(profile: Profile, top: int, sort: str, console: Console | None = None) -> None:
+def show(profile: Findings, top: int, sort: str, console: Console | None = None) -> None:
     """Print the tables, of layers and ops the ``top`` most expensive ones by ``sort``, and what is missing."""
     _checks.positive_int("top", top)
     if sort not in SORTS:
@@ -32,14 +32,15 @@ def show(profile: Profile, top: int, sort: str, console: Console | None = None) 
         console.print(f"[yellow]{escape(notice)}[/yellow]", highlight=False)
 
 
-def show_comparison(comparison: Comparison, top: int, console: Console | None = None) -> None:
-    """Print what differs besides the times, then these."""
-    _checks.positive_int("top", top)
+def show_comparison(
+    differences: Mapping[str, tuple[Any, Any]], texts: Sequence[Text], console: Console | None = None
+) -> None:
+    """Print what differs besides the times of two profiles, by name, then the tables of these."""
     console = console or open_console()
-    if differences := comparison.differences:
+    if differences:
         text = "; ".join(f"{name}, {first} and {second}" for name, (first, second) in differences.items())
         console.print(f"[yellow]They differ in {escape(text)}[/yellow]", highlight=False)
-    _print(console, compared(comparison, top))
+    _print(console, texts)
 
 
 def _print(console: Console, texts: Sequence[Text]) -> None:
@@ -48,7 +49,7 @@ def _print(console: Console, texts: Sequence[Text]) -> None:
         print_table(console, text.header, text.rows, words=text.words, title=text.title, note=text.note)
 
 
-def save(profile: Profile, folder: Path) -> list[Path]:
+def save(profile: Findings, folder: Path) -> list[Path]:
     """Write :data:`FILES`, of which the last, report.html, holds all others.
 
     Args:

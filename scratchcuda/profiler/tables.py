@@ -1,12 +1,9 @@
 """The tables of a profile, as text: for the terminal and for the HTML report alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from scratchcuda.profiler.comparison import Comparison, Sides
-from scratchcuda.profiler.measure import Row
-from scratchcuda.profiler.profile import Profile
-from scratchcuda.profiler.race import Step
+from scratchcuda.profiler.findings import Findings, Row, Step
 from scratchcuda.profiler.turns import is_tie
 
 #: What the most expensive ops are chosen by: of all calls in a step.
@@ -33,7 +30,7 @@ class Text:
     words: tuple[str, ...]
 
 
-def tables(profile: Profile, top: int | None = None, sort: str = "time") -> list[Text]:
+def tables(profile: Findings, top: int | None = None, sort: str = "time") -> list[Text]:
     """All of it in the order of the step; or of layers and ops the most expensive ones, by one of :data:`SORTS`."""
     rows, groups, rest, note = list(enumerate(profile.rows, 1)), places(profile.rows), [], ""
     if top is not None:
@@ -96,30 +93,7 @@ def ratio(quartiles: list[float] | None) -> str:
     return "a tie" if is_tie(quartiles) else f"{quartiles[1]:.2f}"
 
 
-def compared(comparison: Comparison, top: int) -> list[Text]:
-    """Steps, phases, and the most expensive layers and ops of two profiles."""
-    found = [_compared("Steps", [""], comparison.steps), _compared("Phases", ["phase"], comparison.ops("phase"))]
-    for title, names in {"Layers": ["layer", "phase"], "Ops": ["layer", "phase", "op"]}.items():
-        sides = comparison.ops(*names)
-        longest = sorted(sides, key=lambda key: -max(of[1] for of in (sides[key].first, sides[key].second) if of))
-        found.append(_compared(title, names, {key: sides[key] for key in sides if key in longest[:top]}))
-    note = "Of a step; of phases, layers and ops the sums of warm times, of layers and ops of those that take longest. "
-    note += "Ratio: the first one's time divided by the second's; a tie where the quartiles overlap."
-    found[-1].note = note
-    return found
-
-
-def _compared(title: str, names: Sequence[str], sides: Mapping[tuple[str, ...], Sides]) -> Text:
-    numbered = len(names) > 1
-    rows = []
-    for i, (key, both) in enumerate(sides.items(), 1):
-        times = [["", ""] if of is None else spread(of, 1e6) for of in (both.first, both.second)]
-        rows.append([*[str(i)] * numbered, *key, *times[0], *times[1], ratio(both.ratio)])
-    header = [*[""] * numbered, *names, "first, µs", "first quartiles", "second, µs", "second quartiles", "ratio"]
-    return Text(title, header, rows, "", tuple(names))
-
-
-def _layers(profile: Profile, groups: dict[tuple[str, str], list[Row]], rest: list[Row]) -> Text:
+def _layers(profile: Findings, groups: dict[tuple[str, str], list[Row]], rest: list[Row]) -> Text:
     lines = []
     others = {(f"{len(rest)} other ops", ""): rest} if rest else {}
     for (layer, phase), rows in (groups | others).items():
@@ -130,7 +104,7 @@ def _layers(profile: Profile, groups: dict[tuple[str, str], list[Row]], rest: li
     return Text("Layers", ["layer", "phase", "calls", "warm, µs", "share"], lines, note, ("layer", "phase"))
 
 
-def _times(profile: Profile, numbered: Rows, more: str) -> Text:
+def _times(profile: Findings, numbered: Rows, more: str) -> Text:
     on_gpu = profile.rows[0].host is not None
     header = ["", "phase", "layer", "op", "calls", "share", "warm, µs", "warm quartiles", "cold, µs", "cold quartiles"]
     header += ["host, µs"] * on_gpu
@@ -146,7 +120,7 @@ def _times(profile: Profile, numbered: Rows, more: str) -> Text:
     return Text("Times", header, rows, note + more, ("phase", "layer", "op"))
 
 
-def _work(profile: Profile, numbered: Rows) -> Text:
+def _work(profile: Findings, numbered: Rows) -> Text:
     ours = any(row.eager for _, row in numbered)
     header = ["", "op", "tensors", "FLOP", "bytes", "FLOP/s", "B/s", "of copy", "of products", "of floor", "limited by"]
     header += ["error", *(["eager / this", "compile / this"] if ours else [])]
@@ -165,7 +139,7 @@ def _work(profile: Profile, numbered: Rows) -> Text:
     return Text("Work", header, rows, note, ("op", "tensors", "limited by"))
 
 
-def _steps(profile: Profile) -> Text:
+def _steps(profile: Findings) -> Text:
     first = next(iter(profile.steps))
     rows = [_step(name, step, name == first) for name, step in profile.steps.items()]
     inside, whole = profile.in_ops, profile.steps["this"].seconds[1]
