@@ -1,0 +1,57 @@
+"""Imports within the package point one way: from wing to wing down, and never round."""
+
+import ast
+from graphlib import TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+import scratchcuda
+
+pytestmark = pytest.mark.backends("tensor")
+#: From below: what each wing holds, by the first name within the package.
+WINGS = (
+    "_build _fallback _json _patching _ranges",
+    "_C _backend _checks _emulator _library costs ops tensor_ops",
+    "nn",
+    "activations exchange graph_plan layers linear_regression losses model network parameters plan tensor_plan"
+    " tensor_steps training",
+    "optim",
+    "metrics scratchcuda",  # the package's __init__, which has the version
+    "compare conditions doctor options tables",
+    "profiler",
+    "bench",
+    "cli __main__",
+)
+WING = {name: i for i, names in enumerate(WINGS) for name in names.split()}
+
+
+def wing(module):
+    return WING[module.removeprefix("scratchcuda.").split(".")[0]]
+
+
+def imports(path, package, modules):
+    """What a file imports of these modules, within functions too, but not what it imports for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from modules & {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                yield from modules & {f"{source}.{alias.name}"} or modules & {source}
+
+
+def test_no_import_runs_up_or_round():
+    root = Path(scratchcuda.__file__).parent
+    files = {path.relative_to(root.parent).with_suffix(""): path for path in root.rglob("*.py")}
+    names = {path: ".".join(path.parts).removesuffix(".__init__") for path in files}
+    modules = {*names.values(), "scratchcuda._C"}
+    found = {names[path]: {*imports(files[path], ".".join(path.parent.parts), modules)} for path in files}
+    assert "scratchcuda.profiler.report" in found["scratchcuda.profiler.profile"]  # within a method
+    assert [f"{a} imports {b}" for a in found for b in found[a] if wing(b) > wing(a)] == []
+    TopologicalSorter(found).prepare()  # or it names the circle
