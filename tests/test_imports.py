@@ -48,10 +48,10 @@ def imports(path, package, modules):
 
 def test_no_import_runs_up_or_round():
     root = Path(scratchcuda.__file__).parent
-    files = {path.relative_to(root.parent).with_suffix(""): path for path in root.rglob("*.py")}
-    names = {path: ".".join(path.parts).removesuffix(".__init__") for path in files}
-    modules = {*names.values(), "scratchcuda._C"}
-    found = {names[path]: {*imports(files[path], ".".join(path.parent.parts), modules)} for path in files}
+    files = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in root.rglob("*.py")}
+    names = {file: file.removesuffix(".__init__") for file in files}
+    modules = {*names.values(), "scratchcuda._C"}  # the last is built
+    found = {names[file]: {*imports(path, file.rpartition(".")[0], modules)} for file, path in files.items()}
     assert "scratchcuda.profiler.report" in found["scratchcuda.profiler.profile"]  # within a method
     assert [f"{a} imports {b}" for a in found for b in found[a] if wing(b) > wing(a)] == []
     TopologicalSorter(found).prepare()  # or it names the circle
