@@ -291,7 +291,7 @@ class Model(Parameters):
                     yield Slot(f"layers.{i}.{name}", layer, name)
 
     def _kept_apart(self, lr: float, weight_decay: float = 0.0) -> AbstractContextManager[None]:
-        """In which layers are updated: see :func:`scratchcuda.engine.parameters.kept_apart`, of parameters that need it.
+        """In which layers are updated: :func:`scratchcuda.engine.parameters.kept_apart`, of parameters that need it.
 
         Raises:
             ValueError, TypeError: if there is no right way to update them.
