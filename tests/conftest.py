@@ -17,6 +17,7 @@ from scratchcuda._build.library import BuildError
 from scratchcuda.ops import _backend, _emulator
 
 BACKENDS = ("tensor", "emulator", "kernels")
+pytest.register_assert_rewrite("drop_in")
 collect_ignore = [] if "tests.stand_in.plugin" in sys.modules else ["stand_in"]
 
 hypothesis.settings.register_profile("scratchcuda", deadline=None, max_examples=60, derandomize="CI" in os.environ)

@@ -37,10 +37,10 @@ LEFT_OUT = {
     "test_the_graph_plan_tells_phases_and_layers": "needs CUPTI to see kernels",
     "test_ratios_and_kernels_of_our_ops": "needs CUPTI to see kernels",
     "test_trains_as_the_original[kernels-recurrent": "torch's LSTM has CUDA kernels of its own",
-    "test_as_torch[kernels-compiled_by_inductor": "Inductor makes CUDA kernels by Triton",
-    "test_as_torch[kernels-autocast": "torch's softmax from float16 to float32 is CUDA's alone",
-    "test_as_torch[kernels-softmax_in_another_dtype": "torch's softmax from float16 to float32 is CUDA's alone",
-    "test_as_torch[kernels-gradients_of_other_kinds": "the stand-in has no sparse tensors",
+    "::test_compiled_by_inductor[kernels": "Inductor makes CUDA kernels by Triton",
+    "::test_autocast[kernels": "torch's softmax from float16 to float32 is CUDA's alone",
+    "::test_softmax_in_another_dtype[kernels": "torch's softmax from float16 to float32 is CUDA's alone",
+    "::test_gradients_of_other_kinds[kernels": "the stand-in has no sparse tensors",
 }
 
 

@@ -3,7 +3,11 @@
 import abc
 import copy
 import pickle
+import runpy
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,9 +145,62 @@ def test_a_compiled_sequential(hooked):
     assert bool(unfused()) == hooked
 
 
-def test_other_names_are_torchs():
+@pytest.mark.parametrize("nn", [torch.nn, scratchcuda.nn], ids=["torch", "ours"])
+def test_names_of_torch(nn):
+    assert nn.modules.batchnorm is torch.nn.modules.batchnorm
     assert nn.Dropout is torch.nn.Dropout
-    assert scratchcuda.nn.functional.gelu is torch.nn.functional.gelu
+    assert nn.functional.gelu is torch.nn.functional.gelu
+    assert {"Conv2d", "Linear", "functional"} <= set(dir(nn))
+    with pytest.raises(AttributeError):
+        nn.Conv9d  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["nn", "nn.functional", "nn.init", "nn.modules", "nn.modules.linear", "optim"])
+def test_star_imports(module):
+    ours, theirs = {}, {}
+    exec(f"from scratchcuda.{module} import *", ours)
+    exec(f"from torch.{module} import *", theirs)
+    assert ours.keys() - theirs.keys() <= {"Conversion", "FusedSequential", "convert", "revert"}
+    package = {"optim": scratchcuda.optim, "nn.functional": scratchcuda.nn.functional}.get(module, scratchcuda.nn)
+    for name, value in theirs.items():
+        assert ours[name] is value or ours[name] is getattr(package, name), name
+
+
+IMPORTS = """
+import importlib, importlib.util, inspect, sys, threading
+import torch
+before = {name: (module, module.__spec__, module.__name__) for name, module in sys.modules.items() if "torch" in name}
+import scratchcuda
+
+names = [f"{package}.{name}" for package in ("nn", "optim") for name in dir(sys.modules[f"torch.{package}"])]
+names = [name for name in names if f"torch.{name}" in sys.modules and name != "nn.functional"]
+names += ["nn.utils.rnn", "nn.utils.prune", "nn.parallel.distributed", "nn.modules.batchnorm", "optim.adam"]
+assert not [name for name in names if f"scratchcuda.{name}" in sys.modules]  # none before it is asked for
+views = {"nn.modules", "nn.modules.linear", "nn.modules.loss", "optim.sgd"}
+threads = [threading.Thread(target=importlib.import_module, args=[f"scratchcuda.{name}"]) for name in names * 2]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+for name in {*names, *views}:
+    ours, theirs = importlib.import_module(f"scratchcuda.{name}"), importlib.import_module(f"torch.{name}")
+    assert (ours is theirs) == (name not in views), name
+    assert inspect.getsource(ours) == inspect.getsource(theirs)
+    assert importlib.util.find_spec(f"scratchcuda.{name}").origin == theirs.__file__
+    assert importlib.reload(ours) is ours
+assert all(sys.modules[name] is module for name, (module, *_) in before.items())
+assert all((m.__name__, m.__spec__.name) == (name, spec.name) for m, spec, name in before.values() if spec)
+for name in ("nn.nothing", "nn.utils.nothing", "nn.init.nothing", "optim.nothing"):
+    try:
+        importlib.import_module(f"scratchcuda.{name}")
+    except ModuleNotFoundError as error:
+        assert f"'scratchcuda.{name}'" in str(error)
+    else:
+        raise AssertionError(name)
+"""
+
+
+@pytest.mark.backends("tensor")
+def test_imports_of_modules():
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+    runpy.run_path(Path(__file__).with_name("typed_drop_in.py"))
 
 
 def test_everything_leaves_nn_and_optim_to_the_user():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from drop_in import DENSE, ops_run
 from oracle import same
-from test_drop_in import DENSE, ops_run
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -17,7 +17,7 @@ import scratchcuda
 from scratchcuda import nn, optim
 
 pytestmark = pytest.mark.backends("tensor", "emulator")
-EXAMPLE = Path(__file__).parent.parent / "examples" / "distributed.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed.py"
 
 
 @pytest.fixture(scope="module")

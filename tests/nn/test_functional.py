@@ -1,0 +1,165 @@
+"""Functions and their derivatives, and what is left to torch's own, by result or by error."""
+
+import warnings
+
+import pytest
+import torch
+from drop_in import CLASSES, DENSE, ROWS, X, as_torch, gradients, network, outcome, rand
+
+import scratchcuda
+
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "softmax")
+
+
+@as_torch(*DENSE, *ACTIVATIONS, *(f"{name}_backward" for name in ACTIVATIONS), "mse", "cross_entropy")
+def test_first_and_second_derivatives(nn, sgd):
+    w, b = rand(3, 5, requires_grad=True), rand(3, requires_grad=True)
+    x, f, targets = X[:3].clone().requires_grad_(), nn.functional, rand(3, 5)
+    functions = {
+        "linear": (lambda x, w, b: f.linear(x, w, b), (x, w, b)),
+        "relu": (f.relu, (x,)),
+        "sigmoid": (f.sigmoid, (x,)),
+        "tanh": (f.tanh, (x,)),
+        "softmax": (lambda x: f.softmax(x, 0), (x,)),
+        "mse": (lambda x: f.mse_loss(x, targets), (x,)),
+        "classes": (lambda x: f.cross_entropy(x, CLASSES[:3]), (x,)),
+        "ignored": (lambda x: f.cross_entropy(x, CLASSES[:3], ignore_index=2), (x,)),
+        "rows": (lambda x: f.cross_entropy(x, ROWS[:3]), (x,)),
+    }
+    checks = (torch.autograd.gradcheck, torch.autograd.gradgradcheck)
+    return {name: [check(function, args) for check in checks] for name, (function, args) in functions.items()}
+
+
+@as_torch()
+def test_transforms(nn, sgd):
+    net = network(nn)
+    parameters, rows = dict(net.named_parameters()), X.unsqueeze(1)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(net, parameters, (x,)).square().sum()
+
+    each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, rows)
+    jacobians = [torch.func.jacrev(net)(X[0]), torch.func.jacfwd(net)(X[0]), torch.func.hessian(lambda x: net(x).sum())]
+    with torch.autograd.forward_ad.dual_level():
+        dual = net(torch.autograd.forward_ad.make_dual(X, X.flip(0)))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    return [each, jacobians[:2], jacobians[2](X[0]), tangent.clone()]
+
+
+@as_torch("cross_entropy")
+def test_a_loss_that_is_scaled(nn, sgd):
+    """Gradients of float16 that underflow unless the scale of the loss reaches them first."""
+    scores = rand(400, 2000).half().requires_grad_()
+    loss = nn.CrossEntropyLoss()(scores, torch.arange(400)) * 16384
+    (gradient,) = torch.autograd.grad(loss, scores)
+    return [(gradient == 0).double().mean() < 0.01, gradient]
+
+
+@as_torch()
+def test_gradients_of_targets(nn, sgd):
+    leaves = [X.clone().requires_grad_(), ROWS.clone().requires_grad_()]
+    losses = nn.MSELoss()(*leaves), nn.CrossEntropyLoss()(*leaves)
+    return [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+
+
+@as_torch("dense", "tanh", "mse")
+def test_an_undefined_gradient(nn, sgd):
+    """As of a function that has none: it stays none, for an optimizer that would decay."""
+
+    class Nothing(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.clone())
+        backward = staticmethod(lambda ctx, delta: None)
+
+    net, f = network(nn), nn.functional
+    for function in (lambda x: net[0](x), lambda x: f.tanh(x), lambda x: f.mse_loss(x, X)):
+        Nothing.apply(function(X.clone().requires_grad_())).sum().backward()
+    return [p.grad for p in net.parameters()]
+
+
+@as_torch("softmax", "softmax_backward")
+def test_softmax_in_another_dtype(nn, sgd):
+    leaf = X.half().requires_grad_()
+    y = nn.functional.softmax(leaf, 0, dtype=torch.float32)
+    return [y, gradients(y, leaf), nn.functional.softmax(CLASSES, 0, dtype=torch.float64)]
+
+
+@as_torch("softmax")
+def test_where_warnings_point(nn, sgd):
+    """At the code that called, which here leaves out the dimension."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        nn.functional.softmax(X)
+        nn.Softmax()(X)
+        nn.functional.softmax(X, -1)
+    # Under a default device, within torch for both, though not at the same place.
+    return [warning.filename == __file__ and warning.lineno for warning in caught]
+
+
+@as_torch()
+def test_arguments_of_old(nn, sgd):
+    warnings.simplefilter("ignore")  # that they are deprecated
+    f = nn.functional
+    calls = [{"reduce": False}, {"size_average": False}, {"reduce": False, "size_average": True}]
+    return [[f.mse_loss(X, ROWS, **call), f.cross_entropy(X, CLASSES, **call)] for call in calls]
+
+
+@as_torch()
+def test_arguments_of_other_types(nn, sgd):
+    """torch's own results and errors, by their text."""
+    f, w, results = nn.functional, rand(3, 5), []
+    calls = [lambda value=value: f.cross_entropy(X, CLASSES, ignore_index=value) for value in (None, True, 1.0, "1")]
+    calls += [lambda value=value: f.cross_entropy(X, value) for value in ([0, 2, 1, 4, 2, 0], None, CLASSES > 0)]
+    calls += [lambda value=value: f.cross_entropy(X, CLASSES, label_smoothing=value) for value in (None, [], "")]
+    calls += [lambda value=value: f.softmax(X, value) for value in ("C", True, 1.0, torch.tensor(1.0))]
+    calls += [lambda value=value: f.linear(X, w, value) for value in (True, [1.0, 2.0, 3.0])]
+    calls += [lambda: f.softmax(X, 0, dtype="cpu"), lambda: f.linear(X, w.tolist())]
+    calls += [lambda: f.mse_loss(X, ROWS.tolist()), lambda: nn.CrossEntropyLoss(ignore_index=None)(X, CLASSES)]
+    for call in calls:
+        try:
+            results.append(call())
+        except Exception as error:
+            results.append([type(error), str(error)])
+    return results
+
+
+@as_torch()
+def test_what_kernels_do_not_take(nn, sgd):
+    """torch's own results and errors: other dtypes, layouts, kinds of tensors, shapes that do not fit."""
+    warnings.simplefilter("ignore")  # of torch's prototypes, and of shapes that broadcast
+    f, w, results = nn.functional, rand(3, 5), []
+    for call in (
+        lambda: f.linear(X.to(torch.complex128), w.to(torch.complex128)),
+        lambda: f.linear(X.long(), w.long()),
+        lambda: f.linear(X, w.to_sparse_csr()),
+        lambda: f.linear(X, w[0]),
+        lambda: f.linear(X, w, rand(1)),
+        lambda: f.linear(X, w.float()),
+        lambda: f.linear(X[:, :4], w),
+        lambda: f.linear(X.to("meta"), w.to("meta")).shape,
+        lambda: f.linear(torch.tensor(1.0), w),
+        lambda: f.relu(CLASSES - 1),
+        lambda: f.tanh(CLASSES),
+        lambda: f.tanh(X.to(torch.complex128).conj().imag),
+        lambda: f.softmax(X, 2),
+        lambda: f.softmax(rand(), 0),
+        lambda: f.mse_loss(X, rand(6, 5, requires_grad=True)).requires_grad,
+        lambda: f.mse_loss(X, rand(6, 5).float()),
+        lambda: f.mse_loss(X, rand(4, 5)),
+        lambda: f.cross_entropy(X, CLASSES[:4]),
+        lambda: f.cross_entropy(X, ROWS, ignore_index=1),
+        lambda: f.linear(torch.nested.nested_tensor([X, X[:2]]), w).to_padded_tensor(0),
+    ):
+        results.append(outcome(call))
+    return results
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: scratchcuda.nn.Linear(2, 2, activation="gelu"),
+        lambda: scratchcuda.nn.functional.linear(X, rand(3, 5), activation="gelu"),
+    ],
+)
+def test_activations_that_there_are(call):
+    with pytest.raises(ValueError, match="activation is 'gelu', expected one of none, relu, sigmoid, tanh, softmax"):
+        call()
