@@ -22,10 +22,8 @@ def test_compiled(nn, sgd):
 @as_torch(*DENSE, "tanh", "tanh_backward", "cross_entropy", "sgd_update_")
 def test_compiled_by_inductor(nn, sgd):
     net, loss_f, losses = network(nn), nn.CrossEntropyLoss(), []
-    optimizer, loss_of = (
-        sgd(net.parameters(), 0.1, 0.9),
-        torch.compile(lambda: loss_f(net(X), CLASSES % 3), fullgraph=True),
-    )
+    optimizer = sgd(net.parameters(), 0.1, 0.9)
+    loss_of = torch.compile(lambda: loss_f(net(X), CLASSES % 3), fullgraph=True)
     for _ in range(3):
         optimizer.zero_grad()
         losses.append(loss_of())
@@ -110,12 +108,8 @@ def test_a_step_in_a_cuda_graph():
     nets[1].load_state_dict(nets[0].state_dict())
     sides = zip(nets, (torch.nn, scratchcuda.nn), (torch.optim.SGD, scratchcuda.optim.SGD), strict=True)
     for net, nn, sgd in sides:
-        optimizer, loss_f, x, y = (
-            sgd(net.parameters(), 0.1, momentum=0.9),
-            nn.CrossEntropyLoss(),
-            X.clone(),
-            CLASSES % 3,
-        )
+        optimizer, loss_f = sgd(net.parameters(), 0.1, momentum=0.9), nn.CrossEntropyLoss()
+        x, y = X.clone(), CLASSES % 3
 
         def step(net=net, optimizer=optimizer, loss_f=loss_f, x=x, y=y):
             optimizer.zero_grad()

@@ -126,8 +126,8 @@ def test_arguments_of_other_types(nn, sgd):
 def test_what_kernels_do_not_take(nn, sgd):
     """torch's own results and errors: other dtypes, layouts, kinds of tensors, shapes that do not fit."""
     warnings.simplefilter("ignore")  # of torch's prototypes, and of shapes that broadcast
-    f, w, results = nn.functional, rand(3, 5), []
-    for call in (
+    f, w = nn.functional, rand(3, 5)
+    calls = (
         lambda: f.linear(X.to(torch.complex128), w.to(torch.complex128)),
         lambda: f.linear(X.long(), w.long()),
         lambda: f.linear(X, w.to_sparse_csr()),
@@ -148,9 +148,8 @@ def test_what_kernels_do_not_take(nn, sgd):
         lambda: f.cross_entropy(X, CLASSES[:4]),
         lambda: f.cross_entropy(X, ROWS, ignore_index=1),
         lambda: f.linear(torch.nested.nested_tensor([X, X[:2]]), w).to_padded_tensor(0),
-    ):
-        results.append(outcome(call))
-    return results
+    )
+    return [outcome(call) for call in calls]
 
 
 @pytest.mark.parametrize(
