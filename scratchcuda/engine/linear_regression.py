@@ -8,16 +8,15 @@ from torch import Tensor, nn
 
 from scratchcuda import ops
 from scratchcuda._ranges import named
-from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.engine.network import Network, Product, Task
-from scratchcuda.engine.parameters import Parameters, Slot
+from scratchcuda.engine.parameters import Slot
 from scratchcuda.engine.plans import plan_of
-from scratchcuda.engine.training import FitPath, GeneralPath, History, run
+from scratchcuda.engine.training import FitPath, Fitted, History, Step
 from scratchcuda.ops import _checks
 
 
 @replaceable
-class SimpleLinearRegression(Parameters):
+class SimpleLinearRegression(Fitted):
     """One feature, one target, ``y = b + w x``.
 
     Args:
@@ -82,7 +81,7 @@ class SimpleLinearRegression(Parameters):
         x, y_true = self._pair("x", x, "y_true", y_true)
         self._descend(x, ops.mse(y_pred, y_true)[1], lr, weight_decay)
 
-    def _descend(self, x: Tensor, delta: Tensor, lr: float, weight_decay: float) -> None:
+    def _descend(self, x: Tensor, delta: Tensor, lr: float, weight_decay: float = 0.0) -> None:
         ops.dense_update_(delta.unsqueeze(-1), x.unsqueeze(-1), self.w.unsqueeze(-1), self.b, lr, weight_decay)
 
     def fit(
@@ -105,18 +104,21 @@ class SimpleLinearRegression(Parameters):
 
         All data are (n_samples,).
         """
-        epochs = _checks.positive_int("epochs", epochs)
-        batch_size = _checks.positive_int("batch_size", batch_size)
-        lr = _checks.non_negative("lr", lr)
-        weight_decay = _checks.non_negative("weight_decay", weight_decay)
-        first = x
-        x, y = self._pair("x", x, "y", y)
-        valid = None
-        if x_valid is not None or y_valid is not None:
-            valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
-        self._settle(first)
-        batch_size = min(batch_size, y.shape[0])
+        train = "x", x, "y", y
+        how = epochs, lr, batch_size, weight_decay, shuffle, generator, plan, verbose
+        return self._fit(train, x_valid, y_valid, *how)
 
+    def _decay_options(self, weight_decay: float) -> dict[str, float]:
+        """Nothing that a patched update may not know."""
+        return {"weight_decay": weight_decay} if weight_decay else {}
+
+    def _planned(self, task: Task) -> FitPath | str:
+        network = Network([Product(self.w.unsqueeze(-1), self.b)], "mse", [], (1, 1))
+        x, y = task.x.unsqueeze(-1), task.y.unsqueeze(-1)
+        valid = None if task.valid is None else (task.valid[0].unsqueeze(-1), task.valid[1].unsqueeze(-1))
+        return plan_of(self, network, Task(x, y, task.batch_size, task.lr, task.weight_decay, valid))
+
+    def _general_step(self, lr: float, options: dict[str, float]) -> Step:
         def step(x: Tensor, y: Tensor) -> float | Tensor:
             with named("forward"):
                 y_pred = self.predict(x)
@@ -124,25 +126,19 @@ class SimpleLinearRegression(Parameters):
                 with named("loss"):
                     loss, delta = ops.mse(y_pred, y)
                 with named("update"):
-                    self._descend(x, delta, lr, weight_decay)
+                    self._descend(x, delta, lr, **options)
                 return loss
             with named("loss"):
                 mean = self.mse_loss(y, y_pred)
             with named("update"):
-                self.update(x, y, y_pred, lr, **({"weight_decay": weight_decay} if weight_decay else {}))
+                self.update(x, y, y_pred, lr, **options)
             return mean
 
-        path: FitPath | str = "the model has methods of its own"
-        if not plan:
-            path = "asked for"
-        elif original(self):
-            network = Network([Product(self.w.unsqueeze(-1), self.b)], "mse", [], (1, 1))
-            columns = None if valid is None else (valid[0].unsqueeze(-1), valid[1].unsqueeze(-1))
-            task = Task(x.unsqueeze(-1), y.unsqueeze(-1), batch_size, lr, weight_decay, columns)
-            path = plan_of(self, network, task)
-        if isinstance(path, str):
-            path = GeneralPath(path, step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
-        return run(self, path, epochs, y, shuffle, generator, valid is not None, _print if verbose else None)
+        return step
+
+    def _print(self, epoch: int, history: History) -> None:
+        line = f"epoch: {epoch} - MSE: {round(history.loss[-1], 4)}"
+        print(line + (f" - MSE_v: {round(history.valid_loss[-1], 4)}" if history.valid_loss else ""))
 
     def __repr__(self) -> str:
         return f"SimpleLinearRegression(w={self.w}, b={self.b})"
@@ -165,8 +161,3 @@ class SimpleLinearRegression(Parameters):
         y = self._data(y_name, y, beside=x)
         _checks.same_length(y_name, y, x_name, x)
         return x, y
-
-
-def _print(epoch: int, history: History) -> None:
-    line = f"epoch: {epoch} - MSE: {round(history.loss[-1], 4)}"
-    print(line + (f" - MSE_v: {round(history.valid_loss[-1], 4)}" if history.valid_loss else ""))

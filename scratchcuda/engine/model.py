@@ -12,20 +12,19 @@ from torch import Tensor, nn
 
 from scratchcuda import ops
 from scratchcuda._ranges import each, named
-from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.engine.activations import Activation, Layer, Softmax
 from scratchcuda.engine.exchange import layers_of, sequential_of, share
 from scratchcuda.engine.layers import Dense, InputLayer
 from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
-from scratchcuda.engine.network import Network, Task, network_of
-from scratchcuda.engine.parameters import Parameters, Slot, kept_apart, overlap, place_of, sharing
+from scratchcuda.engine.network import Task, network_of
+from scratchcuda.engine.parameters import Slot, kept_apart, overlap, place_of, sharing
 from scratchcuda.engine.plans import plan_of
-from scratchcuda.engine.training import GeneralPath, History, run
+from scratchcuda.engine.training import FitPath, Fitted, History, Step
 from scratchcuda.ops import _checks
 
 
 @replaceable
-class Model(Parameters):
+class Model(Fitted):
     """A network of layers and its loss.
 
     Weights and biases are drawn from N(0, 1), as in the documents that this package grew from. Layers of many inputs
@@ -242,17 +241,16 @@ class Model(Parameters):
         Raises:
             ValueError, TypeError: for arguments that do not fit, before anything has changed.
         """
-        epochs = _checks.positive_int("epochs", epochs)
-        batch_size = _checks.positive_int("batch_size", batch_size)
-        lr = _checks.non_negative("lr", lr)
-        weight_decay = _checks.non_negative("weight_decay", weight_decay)
-        options = self._decay_options(weight_decay)
-        x, y = self._pair("x_train", x_train, "y_train", y_train)
-        valid = None
-        if x_valid is not None or y_valid is not None:
-            valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
-        self._settle(x_train)
-        batch_size = min(batch_size, y.shape[0])
+        train = "x_train", x_train, "y_train", y_train
+        how = epochs, lr, batch_size, weight_decay, shuffle, generator, plan, verbose
+        return self._fit(train, x_valid, y_valid, *how)
+
+    def _planned(self, task: Task) -> FitPath | str:
+        network = network_of(self.layers, self.loss_f, (self.n_in, self.n_out))
+        return network if isinstance(network, str) else plan_of(self, network, task)
+
+    def _general_step(self, lr: float, options: dict[str, float]) -> Step:
+        self._kept_apart(lr, **options)  # raises before anything has changed
 
         def step(x: Tensor, y: Tensor) -> float | Tensor:
             y_pred = self.__forward__(x)
@@ -267,17 +265,11 @@ class Model(Parameters):
                 self.update(y_pred, y, lr, **options)
             return mean
 
-        network: Network | str = "the model has methods of its own"
-        if not plan:
-            network = "asked for"
-        elif original(self):
-            network = network_of(self.layers, self.loss_f, (self.n_in, self.n_out))
-        task = Task(x, y, batch_size, lr, weight_decay, valid)
-        path = network if isinstance(network, str) else plan_of(self, network, task)
-        if isinstance(path, str):
-            self._kept_apart(lr, weight_decay)  # raises before anything has changed
-            path = GeneralPath(path, step, lambda: self.evaluate(*valid), x, y, batch_size)  # type: ignore[misc]
-        return run(self, path, epochs, y, shuffle, generator, valid is not None, _print if verbose else None)
+        return step
+
+    def _print(self, epoch: int, history: History) -> None:
+        line = f"Epoch: {epoch} - L: {history.loss[-1]:.4f}"
+        print(line + (f" - L_v {history.valid_loss[-1]:.4f}" if history.valid_loss else ""))
 
     def __repr__(self) -> str:
         layers = "".join(f"  {layer!r},\n" for layer in (InputLayer(self.n_in), *self.layers))
@@ -347,8 +339,3 @@ def _check_layers(layers: Sequence[Layer]) -> None:
             raise TypeError(f"layers[{i}] is {layer!r}, expected a Dense, an activation or a Layer of your own")
         if any(layer is earlier for earlier in layers[:i]):
             raise ValueError(f"layers[{i}] is {layer!r}, which stands in the list already; expected a new object")
-
-
-def _print(epoch: int, history: History) -> None:
-    line = f"Epoch: {epoch} - L: {history.loss[-1]:.4f}"
-    print(line + (f" - L_v {history.valid_loss[-1]:.4f}" if history.valid_loss else ""))

@@ -1,4 +1,4 @@
-"""What every fit shares: the loop over the epochs, its history, and Ctrl-C."""
+"""What every fit shares: its checks, the choice of its path, the loop over the epochs, its history, and Ctrl-C."""
 
 import _signal  # type: ignore[import-not-found]  # whose functions signal wraps, to look for enums first, at 3 µs each
 import signal
@@ -7,12 +7,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from scratchcuda._ranges import named
+from scratchcuda.engine._patching import original
+from scratchcuda.engine.network import Task
+from scratchcuda.engine.parameters import Parameters
+from scratchcuda.ops import _checks
 
 
 @dataclass
@@ -67,29 +71,24 @@ class FitPath:
         """Leave the parameters as after the last finished step."""
 
 
+#: Trains on the inputs and targets of a batch, and gives their loss.
+Step = Callable[[Tensor, Tensor], float | Tensor]
+
+
 class GeneralPath(FitPath):
     """The steps layer by layer, through whatever methods the model's objects have."""
 
     name = "general"
 
-    def __init__(
-        self,
-        reason: str,
-        step: Callable[[Tensor, Tensor], float | Tensor],
-        evaluate: Callable[[], float],
-        x: Tensor,
-        y: Tensor,
-        batch_size: int,
-    ):
-        self.reason, self.step, self.evaluate = reason, step, evaluate
-        self.x, self.y, self.batch_size = x, y, batch_size
+    def __init__(self, reason: str, step: Step, evaluate: Callable[[], float], task: Task):
+        self.reason, self.step, self.evaluate, self.task = reason, step, evaluate, task
 
     def mode(self) -> AbstractContextManager[object]:
         return torch.no_grad()
 
     def load(self, order: Tensor | None) -> None:
-        x, y = (self.x, self.y) if order is None else (self.x[order], self.y[order])
-        self.batches = list(zip(x.split(self.batch_size), y.split(self.batch_size), strict=True))
+        x, y = (data if order is None else data[order] for data in (self.task.x, self.task.y))
+        self.batches = list(zip(x.split(self.task.batch_size), y.split(self.task.batch_size), strict=True))
 
     def epoch(self, stop: "HeldInterrupt", losses: list[float]) -> None:
         found: list[float | Tensor] = []  # tensors stay on their device: to read one is to wait for it
@@ -136,45 +135,75 @@ class HeldInterrupt:
             self.check()
 
 
-class Fitted(Protocol):
-    """What is fitted keeps its history."""
+class Fitted(Parameters):
+    """Base class of the models. A subclass says what its data are, which plan serves it, and what a step is."""
 
     history: History | None
+    #: Inputs and targets that fit each other and the model, from both with their names, beside other data.
+    _pair: Callable[..., tuple[Tensor, Tensor]]
+    #: Weight decay as its methods take it.
+    _decay_options: Callable[[float], dict[str, float]]
+    #: A plan in place of methods that nobody has patched, or the reason why there is none.
+    _planned: Callable[[Task], FitPath | str]
+    #: The step of the general path, by learning rate and weight decay.
+    _general_step: Callable[[float, dict[str, float]], Step]
+    evaluate: Callable[..., float]
+    #: Prints a line, of an epoch and the history so far.
+    _print: Callable[[int, History], None]
 
+    def _fit(
+        self,
+        data: tuple[str, Any, str, Any],
+        x_valid: Any,
+        y_valid: Any,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        weight_decay: float,
+        shuffle: bool,
+        generator: torch.Generator | None,
+        plan: bool,
+        verbose: bool,
+    ) -> History:
+        """Fit, by the arguments of Model.fit; data are inputs and targets, each after its name."""
+        epochs = _checks.positive_int("epochs", epochs)
+        batch_size = _checks.positive_int("batch_size", batch_size)
+        lr = _checks.non_negative("lr", lr)
+        weight_decay = _checks.non_negative("weight_decay", weight_decay)
+        options = self._decay_options(weight_decay)
+        x, y = self._pair(*data)
+        valid = None
+        if x_valid is not None or y_valid is not None:
+            valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
+        self._settle(data[1])
+        task = Task(x, y, min(batch_size, y.shape[0]), lr, weight_decay, valid)
+        path: FitPath | str = "the model has methods of its own"
+        if not plan:
+            path = "asked for"
+        elif original(self):
+            path = self._planned(task)
+        if isinstance(path, str):
+            path = GeneralPath(path, self._general_step(lr, options), lambda: self.evaluate(*valid), task)  # type: ignore[misc]
 
-def run(
-    model: Fitted,
-    path: FitPath,
-    epochs: int,
-    y: Tensor,
-    shuffle: bool,
-    generator: torch.Generator | None,
-    validates: bool,
-    report: Callable[[int, History], None] | None,
-) -> History:
-    """Run the epochs on this path, filling the model's new history as they pass.
-
-    Orders are drawn on the device of the targets y, unless the generator has another.
-    """
-    history = model.history = History(path.name, path.reason)
-    device = y.device if generator is None else generator.device
-    with HeldInterrupt() as stop, path.mode():
-        try:
-            for epoch in range(epochs):
-                if shuffle:
-                    path.load(torch.randperm(len(y), generator=generator, device=device))
-                elif epoch == 0:
-                    path.load(None)
-                done = len(history.step_loss)
-                path.epoch(stop, history.step_loss)
-                losses = history.step_loss[done:]
-                history.loss.append(sum(losses) / len(losses))
-                if validates:
-                    history.valid_loss.append(path.validate())
-                if report is not None:
-                    report(epoch, history)
-                stop.check()
-        finally:
-            path.finish()
-            history.graph_bytes = path.graph_bytes
-    return history
+        history = self.history = History(path.name, path.reason)
+        device = y.device if generator is None else generator.device  # of the orders
+        with HeldInterrupt() as stop, path.mode():
+            try:
+                for epoch in range(epochs):
+                    if shuffle:
+                        path.load(torch.randperm(len(y), generator=generator, device=device))
+                    elif epoch == 0:
+                        path.load(None)
+                    done = len(history.step_loss)
+                    path.epoch(stop, history.step_loss)
+                    losses = history.step_loss[done:]
+                    history.loss.append(sum(losses) / len(losses))
+                    if valid is not None:
+                        history.valid_loss.append(path.validate())
+                    if verbose:
+                        self._print(epoch, history)
+                    stop.check()
+            finally:
+                path.finish()
+                history.graph_bytes = path.graph_bytes
+        return history
