@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scratchcuda import ops
 from scratchcuda._ranges import named
+from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.engine.network import Network, Product, Task
 from scratchcuda.engine.parameters import Slot
 from scratchcuda.engine.plans import plan_of

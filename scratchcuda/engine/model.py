@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scratchcuda import ops
 from scratchcuda._ranges import each, named
+from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.engine.activations import Activation, Layer, Softmax
 from scratchcuda.engine.exchange import layers_of, sequential_of, share
 from scratchcuda.engine.layers import Dense, InputLayer
