@@ -57,7 +57,7 @@ def test_architectures_are_those_reported(built):
 @pytest.mark.parametrize("name", _registry.OPS)
 def test_every_op_has_a_cuda_kernel_and_keeps_its_schema_and_twin(name):
     op = getattr(torch.ops.scratchcuda, name).default
-    assert str(op._schema) == f"scratchcuda::{name}{_registry.OPS[name]}"
+    assert str(op._schema) == f"scratchcuda::{name}{_registry.OPS[name].schema}"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CUDA")
     assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CPU")
     same(torch.ops.scratchcuda.dense(X, W, B, "relu"), twins.dense(X, W, B, "relu"))

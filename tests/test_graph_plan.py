@@ -27,7 +27,7 @@ from scratchcuda import (
 )
 from scratchcuda.compare import WORKLOADS, Pair
 from scratchcuda.engine.plans import graph as graph_plan
-from scratchcuda.ops import _emulator
+from scratchcuda.ops import _backend, _emulator
 
 pytestmark = pytest.mark.backends("emulator", "kernels")
 
@@ -85,7 +85,7 @@ def graphs(backend, monkeypatch):
     """On the emulator plans capture, as on a GPU; all graphs that they make."""
     if backend == "kernels":
         return None
-    made, serving, init = [], ops.serving, graph_plan._Captured.__init__
+    made, serving, init = [], _backend.serving, graph_plan._Captured.__init__
 
     class Capture:
         def __init__(self, graph, pool, stream, capture_error_mode):
@@ -120,7 +120,7 @@ def graphs(backend, monkeypatch):
         init(self, *args)
         self.pool = "pool"
 
-    monkeypatch.setattr(ops, "serving", captured)
+    monkeypatch.setattr(_backend, "serving", captured)
     monkeypatch.setattr(graph_plan._Captured, "__init__", pooled)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", make)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
@@ -241,7 +241,7 @@ def test_a_step_keeps_its_activations_once_and_no_gradient_of_weights(monkeypatc
     sizes, m = [5, 64, 48, 3], 4
     model, x, y = mlp(sizes, Tanh), torch.randn(m, 5, dtype=torch.float64), torch.randn(m, 3, dtype=torch.float64)
     live, peak = 0, 0
-    serving = ops.serving
+    serving = _backend.serving
 
     def watched(name, *tensors):
         def call(*args):
@@ -259,7 +259,7 @@ def test_a_step_keeps_its_activations_once_and_no_gradient_of_weights(monkeypatc
         nonlocal live
         live -= freed
 
-    monkeypatch.setattr(ops, "serving", watched)
+    monkeypatch.setattr(_backend, "serving", watched)
     model.fit(x, y, 1, 0.1, m, verbose=False)
     deltas = max(a + b for a, b in itertools.pairwise(sizes[1:]))  # above and below a layer
     assert peak == 8 * m * (sum(sizes[1:]) + deltas)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from scratchcuda import ops
 from scratchcuda.ops import _emulator
-from scratchcuda.ops._registry import SCHEMAS, twins
+from scratchcuda.ops._registry import OPS, twins
 
 aten = torch.ops.aten
 
@@ -138,7 +138,7 @@ def outputs(name, result, args):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("m", [1, 2, 33])
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", OPS)
 def test_against_oracle(name, m, dtype):
     args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
     expected = as_tuple(oracle(name, *(cast(arg, torch.float64) for arg in args)))
@@ -156,7 +156,7 @@ def test_dense_activations(activation):
     torch.testing.assert_close(ops.dense(x, w, b, activation), oracle("dense", x, w, b, activation))
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMAS if not name.endswith("_")])
+@pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_")])
 def test_any_strides(name):
     args = ARGUMENTS[name](6)
     strided = [torch.stack([a, a], -1).mT.contiguous().mT[..., 0] if isinstance(a, torch.Tensor) else a for a in args]
@@ -263,7 +263,7 @@ def test_masked_classes_leave_the_loss_finite():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMAS if not name.endswith("_")])
+@pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_")])
 def test_public_functions_are_differentiable(name):
     args = ARGUMENTS[name](3)
     options = [a for a in args if not isinstance(a, torch.Tensor)]
@@ -302,11 +302,11 @@ def raw(backend):
     return _emulator.current().ops if backend == "emulator" else torch.ops.scratchcuda
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", OPS)
 def test_registration(name, raw):
     results = torch.library.opcheck(getattr(raw, name), ARGUMENTS[name](4))
     assert set(results.values()) == {"SUCCESS"}
-    assert getattr(raw, name).default._schema.__str__().partition("::")[2] == name + SCHEMAS[name]
+    assert getattr(raw, name).default._schema.__str__().partition("::")[2] == name + OPS[name].schema
     assert callable(getattr(twins, name))
 
 
@@ -353,7 +353,7 @@ def test_sgd_update_leaves_buffers_alone_that_it_does_not_use():
     ops.sgd_update_([], [], 0.1)
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", OPS)
 def test_public_functions_compile_whole(name):
     args = ARGUMENTS[name](4)
     others = [[v.clone() for v in a] if isinstance(a, list) else a.clone() if hasattr(a, "clone") else a for a in args]

@@ -78,9 +78,10 @@ class LazyLinear(torch.nn.LazyLinear, metaclass=StandIn):
 
 def _module(entry: Elementwise) -> Any:
     """Ours of torch.nn's class: its forward is our function of the same name."""
-    function, names = getattr(functional, entry.name), tuple(entry.parameters)
+    names = tuple(entry.parameters)
 
     def forward(self: Any, input: Tensor) -> Tensor:
+        function = getattr(functional, entry.name)
         result: Tensor = function(input, *[getattr(self, name) for name in names], **_others(entry, self))
         return result
 

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scratchcuda.ops import _checks
-from scratchcuda.ops._backend import serving
+from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._registry import operation
 
 __all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
@@ -247,10 +246,10 @@ def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
 
 def _forward(name: str, z: Tensor, *parameters: float) -> Tensor:
     _checks.floating("z", z)
-    return serving(name, z)(z, *ENTRIES[name].values(parameters))
+    return _backend.serving(name, z)(z, *ENTRIES[name].values(parameters))
 
 
 def _backward(name: str, delta: Tensor, value: Tensor, *parameters: float) -> Tensor:
     entry = ENTRIES[name]
     _checks.outputs(delta, value, "z" if entry.of_input else "a")
-    return serving(f"{name}_backward", delta, value)(delta, value, *entry.values(parameters))
+    return _backend.serving(f"{name}_backward", delta, value)(delta, value, *entry.values(parameters))

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from scratchcuda.ops import _checks
-from scratchcuda.ops._backend import bump_versions, serving
+from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._bytes import stored, total
 from scratchcuda.ops._registry import operation
 
@@ -64,5 +63,5 @@ def take_batch_(
     read = {"x": [x], "y": [y], "order": [order], "step": [step]}
     _checks.apart({"x_batch": [x_batch], "y_batch": [y_batch]}, read)
     with torch.no_grad():
-        serving("take_batch_", x, y, x_batch, y_batch)(x, y, order, step, batch_size, x_batch, y_batch)
-    bump_versions(x_batch, y_batch)
+        _backend.serving("take_batch_", x, y, x_batch, y_batch)(x, y, order, step, batch_size, x_batch, y_batch)
+    _backend.bump_versions(x_batch, y_batch)

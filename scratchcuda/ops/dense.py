@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scratchcuda.ops import _checks
-from scratchcuda.ops._backend import bump_versions, serving
+from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._registry import operation
 from scratchcuda.ops.activations import ENTRIES, chosen
 from scratchcuda.ops.sgd import sgd_update_twin
@@ -55,7 +54,7 @@ def dense(
         _checks.alike("b", b, "x", x)
         _checks.shape("b", b, (w.shape[1],))
     name, values = chosen(activation, activation_parameters)
-    return serving("dense", x, w, *([] if b is None else [b]))(x, w, b, name, values)
+    return _backend.serving("dense", x, w, *([] if b is None else [b]))(x, w, b, name, values)
 
 
 @operation(
@@ -102,13 +101,13 @@ def dense_backward_input(
     _checks.features("delta", delta, w.shape[1])
     name, values = chosen(activation, activation_parameters, [name for name in ENTRIES if name != "softmax"])
     if activation == "none":
-        return serving("dense_backward_input", delta, w)(delta, w)
+        return _backend.serving("dense_backward_input", delta, w)(delta, w)
     if a is None:
         what = "inputs" if ENTRIES[activation].of_input else "outputs"
         raise ValueError(f"a is None, expected the {what} of {activation}")
     _checks.alike("a", a, "delta", delta)
     _checks.shape("a", a, (*delta.shape[:-1], w.shape[0]))
-    return serving("dense_backward_input", delta, w, a)(delta, w, a, name, values)
+    return _backend.serving("dense_backward_input", delta, w, a)(delta, w, a, name, values)
 
 
 @operation(
@@ -133,7 +132,7 @@ def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         ``x^T delta`` (n_in, n_out), and the sum of delta's rows (n_out,).
     """
     _check_rows(delta, x)
-    return serving("dense_backward_weights", delta, x)(delta, x)
+    return _backend.serving("dense_backward_weights", delta, x)(delta, x)
 
 
 @operation(
@@ -176,8 +175,8 @@ def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, wei
     _checks.apart({"w": [w], "b": [b]}, {"delta": [delta], "x": [x]})
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     with torch.no_grad():
-        serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
-    bump_versions(w, b)
+        _backend.serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
+    _backend.bump_versions(w, b)
 
 
 def _check_rows(delta: Tensor, x: Tensor) -> None:

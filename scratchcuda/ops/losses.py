@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchcuda.ops import _checks
-from scratchcuda.ops._backend import bump_versions, serving
+from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._bytes import stored, total
 from scratchcuda.ops._registry import operation, twins
 
@@ -34,7 +33,7 @@ def mse(y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         the loss (), and its gradient with respect to y_pred.
     """
     _predictions(y_pred, y_true)
-    return serving("mse", y_pred, y_true)(y_pred, y_true)
+    return _backend.serving("mse", y_pred, y_true)(y_pred, y_true)
 
 
 def _cross_entropy_flops(of: dict[str, Any], out: Any) -> int:
@@ -75,7 +74,7 @@ def cross_entropy(scores: Tensor, y_true: Tensor, ignore_index: int | None = Non
         ignore_index = _checks.integer("ignore_index", ignore_index, "an integer or None")
         if y_true.dim() != 1:
             raise ValueError(f"ignore_index is {ignore_index}, expected None with probabilities")
-    op = serving("cross_entropy", scores, y_true)
+    op = _backend.serving("cross_entropy", scores, y_true)
     if y_true.dim() == 1 and (op is twins.cross_entropy or not scores.is_cuda):
         used = y_true if ignore_index is None else y_true[y_true != ignore_index]
         _checks.class_indices("y_true", used, scores.shape[1])
@@ -147,8 +146,8 @@ def _step(name: str, first: str, y_pred: Tensor, y_true: Tensor, losses: Tensor,
     _checks.writable("losses", losses)
     _checks.numbers("step", step, y_pred, 0)
     with torch.no_grad():
-        gradient: Tensor = serving(name, y_pred, y_true)(y_pred, y_true, losses, step)
-    bump_versions(losses, step)
+        gradient: Tensor = _backend.serving(name, y_pred, y_true)(y_pred, y_true, losses, step)
+    _backend.bump_versions(losses, step)
     return gradient
 
 

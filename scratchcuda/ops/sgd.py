@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchcuda.ops import _checks
-from scratchcuda.ops._backend import bump_versions, serving
+from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._registry import operation
 
 __all__ = ["sgd_update_"]
@@ -111,5 +110,5 @@ def sgd_update_(
         return
     options = lr, weight_decay, momentum, dampening, nesterov, maximize, is_first_step
     with torch.no_grad():
-        serving("sgd_update_", *params, *grads, *momentum_buffers)(params, grads, momentum_buffers, *options)
-    bump_versions(*params, *momentum_buffers)
+        _backend.serving("sgd_update_", *params, *grads, *momentum_buffers)(params, grads, momentum_buffers, *options)
+    _backend.bump_versions(*params, *momentum_buffers)

@@ -5,8 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from scratchcuda.ops import _checks
-from scratchcuda.ops._backend import serving
+from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._registry import operation
 from scratchcuda.ops.activations import Entry
 
@@ -45,11 +44,11 @@ def softmax(z: Tensor, dim: int = -1) -> Tensor:
     """``exp(z_i) / sum_j exp(z_j)`` over the dimension ``dim``, any shape."""
     _checks.floating("z", z)
     dim = _checks.dim("dim", dim, "z", z)
-    return serving("softmax", z)(z, dim)
+    return _backend.serving("softmax", z)(z, dim)
 
 
 def softmax_backward(delta: Tensor, a: Tensor, dim: int = -1) -> Tensor:
     """``a (delta - sum(delta a))``, sums over the dimension ``dim``; with ``a = softmax(z, dim)`` of the same shape."""
     _checks.outputs(delta, a)
     dim = _checks.dim("dim", dim, "delta", delta)
-    return serving("softmax_backward", delta, a)(delta, a, dim)
+    return _backend.serving("softmax_backward", delta, a)(delta, a, dim)
