@@ -55,11 +55,25 @@ struct Tanh : Formula {
     }
 };
 
+struct LeakyRelu : Formula {
+    static constexpr const char* name = "leaky_relu";
+    static constexpr int parameters = 1;  // the slope below 0
+    static constexpr bool value_first = true;
+    template <class A>
+    static __device__ A forward(A z, const A* slope) {
+        return z > 0 ? z : slope[0] * z;
+    }
+    template <class A>
+    static __device__ A backward(A delta, A a, const A* slope) {
+        return a > 0 ? delta : slope[0] * delta;
+    }
+};
+
 template <class... F>
 struct List {
     static_assert(((F::parameters <= most_parameters) && ...));
 };
-using Activations = List<Relu, Sigmoid, Tanh>;
+using Activations = List<Relu, Sigmoid, Tanh, LeakyRelu>;
 
 template <class F, class... Others>
 constexpr int32_t index_of(List<Others...>) {

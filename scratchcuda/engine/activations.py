@@ -12,7 +12,7 @@ from scratchcuda import ops
 from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.ops.activations import ENTRIES, Chosen
 
-__all__ = ["Activation", "Layer", "Linear", "ReLU", "RelU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = ["Activation", "Layer", "LeakyReLU", "Linear", "ReLU", "RelU", "Sigmoid", "Softmax", "Tanh"]
 
 
 class Layer:
@@ -155,6 +155,20 @@ class Tanh(Activation):
     """f(z) = tanh(z)."""
 
     op = "tanh"
+
+
+@replaceable
+class LeakyReLU(Activation):
+    """f(z) = z where z > 0, else negative_slope z.
+
+    Args:
+        negative_slope: at least 0.
+    """
+
+    op = "leaky_relu"
+
+    def __init__(self, negative_slope: float = 0.01):
+        (self.negative_slope,) = ENTRIES[self.op].values([negative_slope])
 
 
 @replaceable

@@ -15,11 +15,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._registry import operation
 
-__all__ = ["relu", "relu_backward", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward"]
+__all__ = [
+    "leaky_relu",
+    "leaky_relu_backward",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "tanh",
+    "tanh_backward",
+]
 
 aten = torch.ops.aten
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -242,6 +252,31 @@ def tanh(z: Tensor) -> Tensor:
 def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta (1 - a^2)``, with ``a = tanh(z)``; both of one shape."""
     return _backward("tanh", delta, a)
+
+
+Elementwise(
+    name="leaky_relu",
+    module=nn.LeakyReLU,
+    parameters={"negative_slope": Parameter(0.01, least=0)},  # below 0 the output does not tell the sign of the input
+    formula=lambda m, z, slope: m.where(z > 0, z, slope * z),
+    derivative=lambda m, delta, a, slope: m.where(a > 0, delta, slope * delta),
+    forward=functional.leaky_relu,
+    in_place=functional.leaky_relu_,
+    into=torch._C._nn.leaky_relu,
+    gradient=aten.leaky_relu_backward,
+    arguments=lambda a, slope: (a, slope, True),
+    flops=(2, 2),
+)
+
+
+def leaky_relu(z: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """``z`` where ``z > 0``, else ``negative_slope z``, any shape; the slope is at least 0."""
+    return _forward("leaky_relu", z, negative_slope)
+
+
+def leaky_relu_backward(delta: Tensor, a: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """``delta`` where ``a > 0``, else ``negative_slope delta``, with ``a = leaky_relu(z)``; both of one shape."""
+    return _backward("leaky_relu", delta, a, negative_slope)
 
 
 def _forward(name: str, z: Tensor, *parameters: float) -> Tensor:
