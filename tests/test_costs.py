@@ -1,7 +1,6 @@
 """The registry of FLOPs and bytes, beside counts by hand."""
 
 import itertools
-import runpy
 
 import pytest
 import torch
@@ -207,5 +206,5 @@ def test_torchs_counter_counts_our_layers_as_torchs():
 
 def test_torchs_counter_knows_the_ops_of_an_emulator_that_is_not_built_yet(monkeypatch):
     monkeypatch.setenv("SCRATCHCUDA_EMULATOR", "thread, debug")
-    runpy.run_path(_emulator.__file__)
+    _emulator.define()
     assert torch.ops.scratchcuda_emulator_debug_thread.dense in FlopCounterMode(display=False).flop_registry
