@@ -17,7 +17,7 @@
 #include "instructions.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
-#include "reduce.cuh"
+#include "rows.cuh"
 
 namespace scratchcuda {
 
@@ -155,66 +155,42 @@ __global__ void __launch_bounds__(block)
     if (threadIdx.x == 0) *counted = static_cast<Accumulator<T>>(count);
 }
 
-// Returns this thread's part of the row's loss, and writes its part of the gradient. A thread keeps `kept` elements of
-// the row, or none if the row is read twice.
+// Returns this thread's part of the row's loss, and writes its part of the gradient.
 template <class T, int team, int kept>
 __device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t i, Accumulator<T>* shared) {
     using A = Accumulator<T>;
-    const int rank = threadIdx.x % team;
     const int64_t columns = call.scores.columns.length;
-    const auto z = call.scores.row(i), gradient = call.gradient.row(i);
+    const auto z_row = call.scores.row(i), gradient = call.gradient.row(i);
     const auto t = call.target(i);
-    // Finite, so that a row that begins with -inf does not subtract it from itself.
-    A largest = lowest<A>(), sum = 0, targets = 0, loss = 0;
-    [[maybe_unused]] A part[kept > 0 ? kept : 1], target[kept > 0 ? kept : 1];
+    Part<A, team, kept, typename CrossEntropy<T>::Target> target(t, columns, 0);
+    Part<A, team, kept, typename Matrix<T>::Row> z(z_row, columns, -infinity<A>());
+    ExponentialSum<A> total;
+    A targets = 0, loss = 0;
     if constexpr (kept > 0) {
 #pragma unroll
         for (int k = 0; k < kept; ++k) {
-            const int64_t j = rank + int64_t(k) * team;
-            const bool inside = j < columns;
-            part[k] = inside ? widen(z[j]) : -infinity<A>();
-            target[k] = inside ? t[j] : A(0);
-            largest = Maximum{}(largest, part[k]);
-            targets += target[k];
+            total.largest = Maximum{}(total.largest, z.value[k]);
+            targets += target.value[k];
         }
-        largest = reduce<team>(largest, Maximum{}, shared);
+        total.largest = reduce<team>(total.largest, Maximum{}, shared);
 #pragma unroll
-        for (int k = 0; k < kept; ++k) {
-            part[k] -= largest;
-            sum += std::exp(part[k]);
-        }
+        for (const A score : z.value) total.sum += std::exp(score - total.largest);
+        total.sum = reduce<team>(total.sum, Add{}, shared);
     } else {
-        for (int64_t j = rank; j < columns; j += team) {
-            const A score = widen(z[j]);
-            if (score > largest) {
-                sum *= std::exp(largest - score);
-                largest = score;
-            }
-            sum += std::exp(score - largest);
-            targets += t[j];
-        }
-        const A row_largest = reduce<team>(largest, Maximum{}, shared);
-        sum *= std::exp(largest - row_largest);
-        largest = row_largest;
+        each_column<team, kept>(columns, [&](int64_t j, int k) {
+            total.add(z(j, k));
+            targets += target(j, k);
+        });
+        total.template combine<team>(shared);
     }
-    sum = reduce<team>(sum, Add{}, shared);
     targets = reduce<team>(targets, Add{}, shared);
     if (t.index < 0) targets = loss = std::nan("");
-    const A log_sum = std::log(sum), count = call.loss.count(), scale = count > 0 ? 1 / count : 0;
-    const auto take = [&](int64_t j, A shifted, A target_j) {
-        const A log_p = shifted - log_sum;
+    const A log_sum = std::log(total.sum), count = call.loss.count(), scale = count > 0 ? 1 / count : 0;
+    each_column<team, kept>(columns, [&](int64_t j, int k) {
+        const A log_p = z(j, k) - total.largest - log_sum, target_j = target(j, k);
         loss += t.loss(target_j, log_p);
         gradient[j] = narrow<T>((std::exp(log_p) * targets - target_j) * scale);
-    };
-    if constexpr (kept > 0) {
-#pragma unroll
-        for (int k = 0; k < kept; ++k) {
-            const int64_t j = rank + int64_t(k) * team;
-            if (j < columns) take(j, part[k], target[k]);
-        }
-    } else {
-        for (int64_t j = rank; j < columns; j += team) take(j, widen(z[j]) - largest, t[j]);
-    }
+    });
     return loss;
 }
 
@@ -222,9 +198,12 @@ __device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t
 template <int team>
 constexpr int cross_entropy_threads = team > warp ? team : 8 * warp;
 
-// Two blocks fit on a multiprocessor if a thread need not keep sums of 8 bytes.
+// Blocks that have to fit on a multiprocessor together. Values of 8 bytes take the registers of one.
+template <class T, int kept>
+constexpr int cross_entropy_fit = sizeof(T) == 8 ? 1 : (kept == 4 ? 6 : 2);
+
 template <class T, int team, int kept>
-__global__ void __launch_bounds__(cross_entropy_threads<team>, kept == 0 && sizeof(T) < 8 ? 2 : 1)
+__global__ void __launch_bounds__(cross_entropy_threads<team>, (cross_entropy_fit<T, kept>))
     cross_entropy_rows(const __grid_constant__ CrossEntropy<T> call) {
     using A = Accumulator<T>;
     constexpr int threads = cross_entropy_threads<team>, teams = threads / team;

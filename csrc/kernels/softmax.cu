@@ -13,7 +13,7 @@
 #include "instructions.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
-#include "reduce.cuh"
+#include "rows.cuh"
 
 namespace scratchcuda {
 
@@ -22,81 +22,42 @@ struct Rows {
     Matrix<T> in[inputs], out;
 };
 
-// A thread keeps `kept` elements of the row, or none if the row is read twice.
 template <class T, int team, int kept>
 __device__ void forward_row(const Rows<T, 1>& rows, int64_t i, Accumulator<T>* shared) {
     using A = Accumulator<T>;
-    const int rank = threadIdx.x % team;
+    using Row = typename Matrix<T>::Row;
     const int64_t columns = rows.out.columns.length;
-    const auto z = rows.in[0].row(i), a = rows.out.row(i);
-    // Finite, so that a row that begins with -inf does not subtract it from itself.
-    A largest = lowest<A>(), sum = 0;
+    const Row z_row = rows.in[0].row(i), a = rows.out.row(i);
+    Part<A, team, kept, Row> z(z_row, columns, -infinity<A>());
     if constexpr (kept > 0) {
-        A part[kept];
+        A largest = lowest<A>(), sum = 0;
 #pragma unroll
-        for (int k = 0; k < kept; ++k) {
-            const int64_t j = rank + int64_t(k) * team;
-            part[k] = j < columns ? widen(z[j]) : -infinity<A>();
-            largest = Maximum{}(largest, part[k]);
-        }
+        for (const A score : z.value) largest = Maximum{}(largest, score);
         largest = reduce<team>(largest, Maximum{}, shared);
 #pragma unroll
-        for (int k = 0; k < kept; ++k) sum += part[k] = std::exp(part[k] - largest);
+        for (A& score : z.value) sum += score = std::exp(score - largest);
         sum = reduce<team>(sum, Add{}, shared);
-#pragma unroll
-        for (int k = 0; k < kept; ++k) {
-            const int64_t j = rank + int64_t(k) * team;
-            if (j < columns) a[j] = narrow<T>(part[k] / sum);
-        }
+        each_column<team, kept>(columns, [&](int64_t j, int k) { a[j] = narrow<T>(z.value[k] / sum); });
     } else {
-        for (int64_t j = rank; j < columns; j += team) {
-            const A score = widen(z[j]);
-            if (score > largest) {
-                sum *= std::exp(largest - score);
-                largest = score;
-            }
-            sum += std::exp(score - largest);
-        }
-        const A row_largest = reduce<team>(largest, Maximum{}, shared);
-        sum = reduce<team>(sum * std::exp(largest - row_largest), Add{}, shared);
-        for (int64_t j = rank; j < columns; j += team) {
-            a[j] = narrow<T>(std::exp(widen(z[j]) - row_largest) / sum);
-        }
+        ExponentialSum<A> all;
+        each_column<team, kept>(columns, [&](int64_t j, int k) { all.add(z(j, k)); });
+        all.template combine<team>(shared);
+        each_column<team, kept>(columns,
+                                [&](int64_t j, int k) { a[j] = narrow<T>(std::exp(z(j, k) - all.largest) / all.sum); });
     }
 }
 
 template <class T, int team, int kept>
 __device__ void backward_row(const Rows<T, 2>& rows, int64_t i, Accumulator<T>* shared) {
     using A = Accumulator<T>;
-    const int rank = threadIdx.x % team;
+    using Row = typename Matrix<T>::Row;
     const int64_t columns = rows.out.columns.length;
-    const auto delta = rows.in[0].row(i), a = rows.in[1].row(i), dz = rows.out.row(i);
+    const Row delta_row = rows.in[0].row(i), a_row = rows.in[1].row(i), dz = rows.out.row(i);
+    const Part<A, team, kept, Row> delta(delta_row, columns, 0), a(a_row, columns, 0);
     A dot = 0;
-    if constexpr (kept > 0) {
-        A delta_part[kept], a_part[kept];
-#pragma unroll
-        for (int k = 0; k < kept; ++k) {
-            const int64_t j = rank + int64_t(k) * team;
-            const bool inside = j < columns;
-            delta_part[k] = inside ? widen(delta[j]) : A(0);
-            a_part[k] = inside ? widen(a[j]) : A(0);
-            dot += delta_part[k] * a_part[k];
-        }
-        dot = reduce<team>(dot, Add{}, shared);
-#pragma unroll
-        for (int k = 0; k < kept; ++k) {
-            const int64_t j = rank + int64_t(k) * team;
-            if (j < columns) dz[j] = narrow<T>(a_part[k] * (delta_part[k] - dot));
-        }
-    } else {
-        for (int64_t j = rank; j < columns; j += team) {
-            dot += widen(delta[j]) * widen(a[j]);
-        }
-        dot = reduce<team>(dot, Add{}, shared);
-        for (int64_t j = rank; j < columns; j += team) {
-            dz[j] = narrow<T>(widen(a[j]) * (widen(delta[j]) - dot));
-        }
-    }
+    each_column<team, kept, true>(columns, [&](int64_t j, int k) { dot += delta(j, k) * a(j, k); });
+    dot = reduce<team>(dot, Add{}, shared);
+    each_column<team, kept>(columns, [&](int64_t j, int k) { dz[j] = narrow<T>(a(j, k) * (delta(j, k) - dot)); });
 }
 
 template <int team>
