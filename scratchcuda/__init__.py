@@ -15,10 +15,12 @@ from scratchcuda import nn as nn
 from scratchcuda import ops as ops
 from scratchcuda import optim as optim
 from scratchcuda.engine import activations as activations
+from scratchcuda.engine import exchange as exchange
 from scratchcuda.engine import layers as layers
 from scratchcuda.engine import linear_regression as linear_regression
 from scratchcuda.engine import losses as losses
 from scratchcuda.engine import model as model
+from scratchcuda.engine import network as network
 from scratchcuda.engine import parameters as parameters
 from scratchcuda.engine import training as training
 from scratchcuda.engine.activations import *
@@ -32,7 +34,7 @@ from scratchcuda.ops._backend import use_backend
 __version__ = "0.1.0"
 
 # Where the files of the engine were before, by which pickles, and imports of users, name them.
-for _file in (activations, layers, linear_regression, losses, model, parameters, training):
+for _file in (activations, exchange, layers, linear_regression, losses, model, network, parameters, training):
     _sys.modules[_file.__name__.replace("engine.", "")] = _file
 
 # No modules: "import *" must leave a user's own nn and optim as they are.
