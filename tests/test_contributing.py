@@ -27,7 +27,8 @@ def same(ours, theirs):
 
 for backend in ("tensor", "emulator"):
     scratchcuda.use_backend(backend)
-    theirs = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.SiLU(), torch.nn.Linear(9, 3), torch.nn.SiLU()).double()
+    layers = torch.nn.Linear(6, 9), torch.nn.SiLU(), torch.nn.Linear(9, 3), torch.nn.SiLU()
+    theirs = torch.nn.Sequential(*layers).double()
     start = copy.deepcopy(theirs)
     converted, model, by_layers = copy.deepcopy(start), *(scratchcuda.Model.from_torch(start) for _ in range(2))
     assert nn.convert(converted, fuse=True).fused == {{"0": "silu", "2": "silu"}}

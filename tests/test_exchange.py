@@ -1,5 +1,7 @@
 """Model.from_torch and to_torch: what is kept, and what is refused because it cannot be."""
 
+import dataclasses
+
 import pytest
 import torch
 from oracle import same
@@ -9,6 +11,8 @@ from trajectories import assert_same_trajectory
 
 import scratchcuda
 from scratchcuda import Dense, InputLayer, Model, Tanh
+from scratchcuda.ops import activations
+from scratchcuda.ops.activations import ENTRIES
 
 
 def linear(*sizes, dtype=torch.float64, **options):
@@ -141,3 +145,31 @@ def test_what_torch_nn_has_no_parameters_for():
     memory = torch.randn(50)  # in pieces that have nothing in common
     model.layers[0].w, model.layers[1].w = memory[:20].view(5, 4), memory[20:40].view(4, 5)
     torch.testing.assert_close(model.to_torch()(torch.ones(1, 5)).detach(), model.predict(torch.ones(1, 5)))
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda entry: entry.name)
+def test_parameters_of_activations_are_kept(entry):
+    values = {name: parameter.default + 0.25 for name, parameter in entry.parameters.items()}
+    known = {name: values[-1] for name, values in entry.known.items()}
+    net, x = nn.Sequential(linear(), entry.module(**values, **known)), torch.randn(4, 5, dtype=torch.float64)
+    model = Model.from_torch(net)
+    assert model.layers[0].act_f.chosen == (entry.name, tuple(values.values()))
+    back = model.to_torch()
+    assert [repr(module) for module in back] == [
+        repr(module) for module in net if entry.name != "none" or module is net[0]
+    ]
+    same(back(x), net(x))
+    torch.testing.assert_close(model.predict(x), net(x).detach(), rtol=1e-12, atol=1e-12)  # some roundings
+    for name, (_, least) in entry.parameters.items():
+        with pytest.raises(
+            ValueError, match=rf"module\[1\].{name} is {least - 1}, expected a finite number of at least"
+        ):
+            Model.from_torch(nn.Sequential(linear(), entry.module(**{name: least - 1})))
+
+
+def test_an_argument_that_ours_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(activations, "ENTRIES", {})
+    gelu = dataclasses.replace(ENTRIES["none"], name="gelu", module=nn.GELU)
+    assert gelu.values_of("module[1]", nn.GELU()) == ()
+    with pytest.raises(ValueError, match=r"module\[1\] is GELU\(approximate='tanh'\), expected approximate='none'"):
+        gelu.values_of("module[1]", nn.GELU("tanh"))

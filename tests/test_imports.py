@@ -1,6 +1,7 @@
 """Imports within the package point one way: from wing to wing down, and never round."""
 
 import ast
+import importlib
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -54,3 +55,8 @@ def test_no_import_runs_up_or_round():
     assert "scratchcuda.profiler.report" in found["scratchcuda.profiler.profile"]  # within a method
     assert [f"{a} imports {b}" for a in found for b in found[a] if wing(b) > wing(a)] == []
     TopologicalSorter(found).prepare()  # or it names the circle
+
+
+@pytest.mark.parametrize("name", ["activations", "exchange", "layers", "losses", "model", "network", "training"])
+def test_the_engines_files_are_found_where_they_were(name):
+    assert importlib.import_module(f"scratchcuda.{name}") is importlib.import_module(f"scratchcuda.engine.{name}")

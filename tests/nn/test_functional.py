@@ -1,14 +1,41 @@
 """Functions and their derivatives, and what is left to torch's own, by result or by error."""
 
+import math
 import warnings
 
 import pytest
 import torch
-from drop_in import CLASSES, DENSE, ROWS, X, as_torch, gradients, network, outcome, rand
+from drop_in import CLASSES, DENSE, ROWS, X, as_torch, assert_as_torch, gradients, network, outcome, rand
 
 import scratchcuda
+from scratchcuda.ops.activations import elementwise
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "softmax")
+
+
+@pytest.mark.parametrize("entry", elementwise(), ids=lambda entry: entry.name)
+def test_elementwise_activations(entry, backend):
+    """As function and module, alone and after a Linear; with other parameters, in place, and as the kernels refuse it."""
+    name, kind, options = entry.name, entry.module.__name__, [{}]
+    options += [{each: parameter.default + 0.25} for each, parameter in entry.parameters.items()]
+    options += [{each: least - 0.5} for each, (_, least) in entry.parameters.items() if least > -math.inf]
+    options += [{"inplace": True}] * ("inplace" in entry.others)
+
+    def behaviour(nn, sgd):
+        found = []
+        for given in options:
+            module, net = (getattr(nn, kind)(**given) for _ in range(2))
+            net = nn.Sequential(nn.Linear(5, 4).double(), net)
+            scratchcuda.nn.convert(net, fuse=True)
+            leaves = [X.clone().requires_grad_() for _ in range(3)]
+            by_position = [given[each] for each in entry.parameters if each in given]
+            by_keyword = {each: value for each, value in given.items() if not by_position}
+            outputs = [module(leaves[0] * 1), getattr(nn.functional, name)(leaves[1] * 1, *by_position, **by_keyword)]
+            outputs.append(net(leaves[2]))
+            found += [repr(module), outputs, [gradients(y, x) for y, x in zip(outputs, leaves, strict=True)]]
+        return found
+
+    assert_as_torch(behaviour, (*DENSE, name, f"{name}_backward"), backend)
 
 
 @as_torch(*DENSE, *ACTIVATIONS, *(f"{name}_backward" for name in ACTIVATIONS), "mse", "cross_entropy")
@@ -160,5 +187,7 @@ def test_what_kernels_do_not_take(nn, sgd):
     ],
 )
 def test_activations_that_there_are(call):
-    with pytest.raises(ValueError, match="activation is 'gelu', expected one of none, relu, sigmoid, tanh, softmax"):
+    with pytest.raises(
+        ValueError, match=f"activation is 'gelu', expected one of {', '.join(scratchcuda.ops.ACTIVATIONS)}$"
+    ):
         call()
