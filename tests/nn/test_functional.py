@@ -15,7 +15,7 @@ ACTIVATIONS = ("relu", "sigmoid", "tanh", "softmax")
 
 @pytest.mark.parametrize("entry", elementwise(), ids=lambda entry: entry.name)
 def test_elementwise_activations(entry, backend):
-    """As function and module, alone and after a Linear; with other parameters, in place, and as the kernels refuse it."""
+    """As function and module, alone and after a Linear; with other parameters, in place, and as kernels refuse it."""
     name, kind, options = entry.name, entry.module.__name__, [{}]
     options += [{each: parameter.default + 0.25} for each, parameter in entry.parameters.items()]
     options += [{each: least - 0.5} for each, (_, least) in entry.parameters.items() if least > -math.inf]
