@@ -1,4 +1,5 @@
-// Elementwise activations: a = f(z), and backward dz = delta f'(z), where f' is a formula of a, or of z.
+// Elementwise activations: a = f(z), and backward dz = delta f'(z), where f' is a formula of a, or of z. Each
+// activation has kernels of its own, which take the registers of its formulas alone.
 //
 // Threads: each takes 16 bytes of elements: consecutive ones, in one access to each tensor, where all of them are one
 // aligned run of memory in the same order; otherwise element by element at computed offsets, neighbours in a warp.

@@ -35,8 +35,8 @@ struct Tensor {
 // a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,)); b may be null
 cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
 
-// dx (..., n_in) = delta (..., n_out) w^T, or, with the outputs a (..., n_in) of an activation f below (its inputs, if f'
-// is a formula of these), times f' there.
+// dx (..., n_in) = delta (..., n_out) w^T, or, with the outputs a (..., n_in) of an activation f below (its inputs, if
+// f' is a formula of these), times f' there.
 cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activation f, Tensor dx, Tile tile,
                                  cudaStream_t stream);
 
@@ -51,7 +51,8 @@ cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, 
 
 int64_t dense_workspace_bytes(Tensor delta, Tensor x, Tile tile);
 
-// Elementwise on tensors of one shape: a = f(z), and dz = delta f'(z), where `value` is a, or z if f' is a formula of z.
+// Elementwise on tensors of one shape, f not none: a = f(z), and dz = delta f'(z), where `value` is a, or z if f' is a
+// formula of z.
 cudaError_t activation_forward(Tensor z, Tensor a, Activation f, cudaStream_t stream);
 cudaError_t activation_backward(Tensor delta, Tensor value, Tensor dz, Activation f, cudaStream_t stream);
 
