@@ -22,6 +22,7 @@ REFUSALS = [
     ("dense", (X, W[0], B, "none"), r"w has shape \(3,\), expected \(n_in, n_out\)"),
     ("dense", (X, W, B[:2], "none"), r"b has shape \(2,\), expected \(3,\)"),
     ("dense", (X, W, B, "swish"), "activation is 'swish', expected one of none, relu, sigmoid, tanh, softmax"),
+    ("dense", (X, W, B, "relu", [0.5]), "activation_parameters has 1 numbers, expected 0 for relu"),
     ("dense_backward_input", (DELTA[:, :2], W), r"delta has shape \(4, 2\), expected 3 features"),
     ("dense_backward_input", (DELTA, B), r"w has shape \(3,\), expected \(n_in, n_out\)"),
     (
