@@ -8,7 +8,8 @@ import sysconfig
 from pathlib import Path
 
 from . import toolchain
-from .library import PACKAGE, BuildError, Library, asked, csrc, digest, facts_of, headers, kernel_sources, op_sources
+from .library import PACKAGE, Library, asked, csrc, digest, facts_of, headers, kernel_sources, op_sources
+from .toolchain import BuildError
 
 _OP_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DUSE_CUDA"]
 _NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -27,6 +28,8 @@ def recipe() -> Library:
     if not (python / "Python.h").exists():
         cause = f"there is no {python / 'Python.h'}"
         raise BuildError(cause, f"sudo apt install python3.{sys.version_info.minor}-dev")
+    pybind11, pybind11_version = toolchain.pybind11()
+    toolchain.ninja()
     facts = {
         "version": re.search(r'__version__ = "(.*)"', (PACKAGE / "__init__.py").read_text())[1],  # type: ignore[index]
         "torch": torch.version,
@@ -41,13 +44,15 @@ def recipe() -> Library:
     cuda = [word for path in kit.includes if path != Path("/usr/include") for word in ("-isystem", str(path))]
     generate = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in facts["architectures"]]
     kernels = [str(kit.nvcc), *cxx.for_nvcc(), *_NVCC_FLAGS, *generate, *cuda]
-    ops = [*cxx.words, *_OP_FLAGS, f"-isystem{torch.folder / 'include'}", *cuda]
+    ops = [*cxx.words, *_OP_FLAGS, *cuda]
     told = f'-DBUILD_FACTS=R"facts({json.dumps(facts)})facts"'
     calls = [[*kernels, str(path)] for path in kernel_sources()]
-    calls += [[*ops, *toolchain.STABLE_FLAGS, str(path)] for path in op_sources()]
-    calls += [[*ops, told, f"-isystem{python}", str(csrc() / "ops/module.cpp")]]  # with torch's own copy of pybind11
+    stable = [*toolchain.STABLE_FLAGS, f"-isystem{torch.folder / 'include'}"]
+    calls += [[*ops, *stable, str(path)] for path in op_sources()]
+    calls += [[*ops, told, f"-isystem{pybind11}", f"-isystem{python}", str(csrc() / "ops/module.cpp")]]
     libraries = [f"-L{torch.folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", str(_runtime(kit))]
-    identity = repr([facts["torch"], facts["nvcc"], facts["compiler"], facts["python"], platform.machine()])
+    versions = [facts["torch"], facts["nvcc"], facts["compiler"], facts["python"], pybind11_version]
+    identity = repr([*versions, platform.machine()])
     title = f"the CUDA kernels ({', '.join(facts['architectures'])})"
     return Library("kernels", title, identity, calls, [*cxx.words, "-shared"], libraries, facts)
 
@@ -65,8 +70,8 @@ def cards() -> list[tuple[int, int]]:
 
 def sources_digest() -> str:
     """Of all that goes into the extension."""
-    paths = [*kernel_sources(), *sorted((csrc() / "ops").glob("*.cpp"))]
-    return digest(headers(), *(path.read_bytes() for path in paths))
+    paths = [*headers(), *kernel_sources(), *sorted((csrc() / "ops").glob("*.cpp"))]
+    return digest(*(path.read_bytes() for path in paths))
 
 
 def _runtime(kit: toolchain.Toolkit) -> Path:

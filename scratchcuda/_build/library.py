@@ -4,26 +4,17 @@ import hashlib
 import json
 import os
 import re
-import shlex
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
+
+from . import ninja
+from .toolchain import BuildError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _JOB_BYTES = 2**30  # a compiler takes a quarter of it
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-class BuildError(RuntimeError):
-    """Why something cannot be built, and a command that cures it."""
-
-    def __init__(self, cause: str, cure: str):
-        between = "\n" if "\n" in cause else "; "
-        super().__init__(f"{cause}{between}{cure}")
-        self.cause, self.cure = cause, cure
 
 
 class Library(NamedTuple):
@@ -50,8 +41,12 @@ class Library(NamedTuple):
 
     def made_of(self) -> str:
         """A digest that differs for other sources, calls or versions."""
-        sources = (Path(call[-1]).read_bytes() for call in self.calls)
-        return digest(self.identity, _plain(*self.calls, self.link, self.libraries), headers(), *sources)
+        return digest(self.identity, _plain(*self.calls, self.link, self.libraries), *self._files().values())
+
+    def _files(self) -> dict[str, str]:
+        """Of all sources and headers their digests."""
+        paths = [*(Path(call[-1]) for call in self.calls), *headers()]
+        return {str(path): digest(path.read_bytes()) for path in paths}
 
     def cached(self) -> Path:
         """Where it lies in the cache once it is built."""
@@ -78,45 +73,46 @@ class Library(NamedTuple):
 
         for place in (folder, library.parent):
             place.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:  # the system's: a process that is killed leaves none behind
+        with open(folder / "lock", "w") as lock:  # the system's: it ends with the last process that has it open
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 print(f"scratchcuda: waiting for another process that builds in {folder}", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if self._is(library):
-                print(f"scratchcuda: {library} is there already", file=sys.stderr)
-            else:
-                self._compile(folder, library)
+            try:
+                if self._is(library):
+                    print(f"scratchcuda: {library} is there already", file=sys.stderr)
+                else:
+                    self._compile(folder, library, lock)
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a compiler's server (sccache) may have it open for long
 
     def _is(self, library: Path) -> bool:
         """Whether this file is what would be built, and whole: a library that was cut off kills who loads it."""
         facts = facts_of(library)
         return facts is not None and facts.get("made_of") == self.made_of()
 
-    def _compile(self, folder: Path, library: Path) -> None:
-        def compiled(call: list[str]) -> Path:
-            source = Path(call[-1])
-            made_of = digest(self.identity, _plain(call), source.read_bytes(), headers(source))
-            object_ = folder / f"{source.stem}-{made_of}.o"
-            if not object_.exists():
-                os.replace(_run([*call, "-c"], object_), object_)
-            return object_
-
+    def _compile(self, folder: Path, library: Path, lock: IO[str]) -> None:
         begin = time.monotonic()
         print(f"scratchcuda: building {self.title} ...", end=" ", file=sys.stderr, flush=True)
         try:
-            for part in [*folder.glob("*.part"), *library.parent.glob(f"{library.name}.*.part")]:
+            for part in library.parent.glob(f"{library.name}.*.part"):
                 part.unlink()  # of a build that was killed
-            with ThreadPoolExecutor(jobs()) as pool:
-                objects = list(pool.map(compiled, self.calls))
-            linked = _run([*self.link, *map(str, objects), *self.libraries], library)
+            steps = []
+            for call in self.calls:
+                source = Path(call[-1])
+                object_ = folder / f"{source.parent.name}-{source.name}.o"
+                told = ["-c", "-MMD", "-MF", f"{object_}.d", "-o", str(object_)]
+                steps.append(ninja.Step([*call, *told], [source], object_))
+            objects = [step.output for step in steps]
+            linked = library.with_name(f"{library.name}.{os.getpid()}.part")  # to be renamed: it appears whole, or not
+            link = [*self.link, *map(str, objects), *self.libraries, "-o", str(linked)]
+            steps.append(ninja.Step(link, objects, linked))
+            ninja.run(steps, folder, jobs(), digest(self.identity), self._files(), lock)
             library.unlink(missing_ok=True)  # the facts of one are never beside the other
             facts = self.facts | {"made_of": self.made_of(), "bytes": linked.stat().st_size}
             library.with_suffix(".json").write_text(json.dumps(facts, indent=2))
             os.replace(linked, library)
-            for old in set(folder.glob("*.o")).difference(objects):
-                old.unlink()
         except BaseException:
             print("failed", file=sys.stderr)
             raise
@@ -144,20 +140,6 @@ def _plain(*calls: list[str]) -> str:
     return repr([[re.sub(r"^(-[A-Za-z]+)?/.*/", r"\1", word) for word in call] for call in calls])
 
 
-def _run(call: list[str], output: Path) -> Path:
-    """The output of a compiler, in a file that is still to be renamed: so it appears whole, or not at all."""
-    part = output.with_name(f"{output.name}.{os.getpid()}.part")
-    command = [*call, "-o", str(part)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        cure = "see the compiler's own words above"
-        if "unsupported GNU version" in done.stderr:
-            cure = "name an older one in CXX, as in CXX=g++-14"
-        words = f"{done.stdout}{done.stderr}".rstrip()
-        raise BuildError(f"{words}\n{shlex.join(command)} failed".lstrip(), cure)
-    return part
-
-
 def asked(name: str) -> bool:
     """Whether this variable of the environment says yes."""
     return os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")
@@ -169,19 +151,9 @@ def csrc() -> Path:
     return within if within.is_dir() else PACKAGE.parent / "csrc"
 
 
-def headers(source: Path | None = None) -> bytes:
-    """All headers among the sources, or those that this source includes, directly or not, by the names in its text."""
-    texts = {path.name: path.read_bytes() for path in sorted(csrc().glob("*/*.*h"))}
-    if source is None:
-        return b"".join(texts.values())
-    found: dict[str, bytes] = {}
-    left = [source.read_bytes()]
-    while left:
-        names = re.findall(rb'#\s*include\s*[<"](?:.*/)?([^>"]+)', left.pop())
-        new = {name: texts.pop(name) for name in map(bytes.decode, names) if name in texts}
-        found |= new
-        left += new.values()
-    return b"".join(found[name] for name in sorted(found))
+def headers() -> list[Path]:
+    """All headers among the sources."""
+    return sorted(csrc().glob("*/*.*h"))
 
 
 def cache() -> Path:

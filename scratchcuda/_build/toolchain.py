@@ -1,5 +1,6 @@
-"""What is here to build with: torch, a CUDA toolkit, a host compiler."""
+"""What is here to build with: torch, pybind11, ninja, a CUDA toolkit, a host compiler."""
 
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -11,8 +12,6 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-
-from .library import BuildError
 
 #: The ops use torch's stable interface as it is since this version, so that one build serves all later ones.
 TORCH_FLOOR = (2, 11)
@@ -31,6 +30,15 @@ _ARCHITECTURE_NAMES = {
 }
 #: Of a toolkit, beside cuda_runtime_api.h: PyPI has them in packages of their own.
 _HEADERS = ("crt/host_config.h", "nv/target", "cuda_fp16.h")
+
+
+class BuildError(RuntimeError):
+    """Why something cannot be built, and a command that cures it."""
+
+    def __init__(self, cause: str, cure: str):
+        between = "\n" if "\n" in cause else "; "
+        super().__init__(f"{cause}{between}{cure}")
+        self.cause, self.cure = cause, cure
 
 
 class Torch(NamedTuple):
@@ -76,17 +84,40 @@ def text(*command: str | Path) -> str:
     return "" if done.returncode else done.stdout + done.stderr
 
 
-def torch() -> Torch:
-    spec = importlib.util.find_spec("torch")
+def _package(name: str) -> Path:
+    """The folder of a package, which is not imported."""
+    spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise BuildError("torch is not installed here", "pip install torch")
-    folder = Path(spec.origin).parent
+        raise BuildError(f"{name} is not installed here", f"pip install {name}")
+    return Path(spec.origin).parent
+
+
+def torch() -> Torch:
+    folder = _package("torch")
     known = runpy.run_path(str(folder / "version.py"))
     version = known["__version__"]
     if tuple(map(int, version.split(".")[:2])) < TORCH_FLOOR:
         floor = ".".join(map(str, TORCH_FLOOR))
         raise BuildError(f"torch is {version}, expected {floor} or later", f"pip install 'torch>={floor}'")
     return Torch(folder, version, known.get("cuda"))
+
+
+def pybind11() -> tuple[Path, str]:
+    """Its headers, and its version."""
+    folder = _package("pybind11")
+    return folder / "include", runpy.run_path(str(folder / "_version.py"))["__version__"]
+
+
+def ninja() -> str:
+    """PyPI's, wherever it lies (ninja.BIN_DIR is of this environment, not of one beneath it), or else that on PATH."""
+    try:
+        files = importlib.metadata.files("ninja") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for place in [*(str(file.locate()) for file in files if file.name == "ninja"), shutil.which("ninja")]:
+        if place and text(place, "--version"):
+            return place
+    raise BuildError("ninja is not installed here", "pip install ninja")
 
 
 def host_compiler() -> Compiler:
