@@ -8,8 +8,7 @@ import sysconfig
 from pathlib import Path
 
 from . import toolchain
-from .library import PACKAGE, Library, asked, csrc, digest, facts_of, headers, kernel_sources, op_sources
-from .toolchain import BuildError
+from .library import PACKAGE, BuildError, Library, asked, csrc, digest, facts_of, headers, kernel_sources, op_sources
 
 _OP_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DUSE_CUDA"]
 _NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]

@@ -90,7 +90,7 @@ def _distrust_times(folder: Path, files: dict[str, str]) -> None:
 
 
 def _error(told: str, versions: str) -> Exception:
-    for of_a_call in told.split(f"{_ended(versions)}\n"):
+    for of_a_call in (parts := told.split(f"{_ended(versions)}\n")):
         if of_a_call.startswith("FAILED: "):
             _, command, *words = of_a_call.splitlines()
             if words[-1:] == ["ninja: build stopped: subcommand failed."]:
@@ -99,4 +99,4 @@ def _error(told: str, versions: str) -> Exception:
             if "unsupported GNU version" in of_a_call:
                 cure = "name an older one in CXX, as in CXX=g++-14"
             return BuildError("\n".join([*words, f"{command.removesuffix(f' # {versions}')} failed"]), cure)
-    return OSError(told.strip() or "ninja was killed")
+    return OSError(parts[-1].strip() or "ninja was killed")

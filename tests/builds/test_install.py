@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_build import make_toolkit
+from toolkits import make_toolkit
 
 import scratchcuda
 from scratchcuda import doctor
 
 pytestmark = [pytest.mark.backends("tensor"), pytest.mark.slow]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CUDA_BASE = os.environ.get("CUDA_VENV")
 needs_cuda_torch = pytest.mark.skipif(not CUDA_BASE, reason="CUDA_VENV names no environment with a CUDA torch")
 
@@ -324,6 +324,6 @@ def test_a_source_distribution(source, cpu, tmp_path):
         "csrc/ops/op.h",
         "scratchcuda/_build/extension.py",
     } <= names
-    assert {"tests/test_install.py", "LICENSE", "constraints.txt"} <= names
+    assert {"tests/builds/test_install.py", "LICENSE", "constraints.txt"} <= names
     cpu.install(archive)
     assert len(list(cpu.site.glob("scratchcuda/csrc/kernels/*.cu"))) == len(list(ROOT.glob("csrc/kernels/*.cu")))
