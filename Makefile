@@ -52,18 +52,18 @@ cuda-build: $(CUDA_VENV)/.ready
 	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='$(ARCHITECTURES)' $(CUDA_VENV)/bin/pip install -v --no-build-isolation --no-deps \
 	  --target build/cuda . > $(CUDA_VENV)/build.log 2>&1 || { cat $(CUDA_VENV)/build.log; exit 1; }
 	@grep -o 'scratchcuda: building .*' $(CUDA_VENV)/build.log
-	PYTHONPATH=build/cuda $(CUDA_VENV)/bin/pytest -q -m '' --backend tensor,kernels tests/test_extension.py tests/test_gpu.py \
-	  tests/test_nvcc.py
+	PYTHONPATH=build/cuda $(CUDA_VENV)/bin/pytest -q -m '' --backend tensor,kernels tests/builds/test_extension.py \
+	  tests/builds/test_nvcc.py tests/test_gpu.py
 
 install-check: $(READY) $(CUDA_VENV)/.ready
-	CUDA_VENV=$(CUDA_VENV) $(BIN)/python -m pytest -m slow --backend tensor tests/test_install.py $(ARGS)
+	CUDA_VENV=$(CUDA_VENV) $(BIN)/python -m pytest -m slow --backend tensor tests/builds/test_install.py $(ARGS)
 
 # A CUDA build of torch and what tests need, without this package.
 $(CUDA_VENV)/.ready: constraints.txt
 	$(PYTHON) -m venv $(CUDA_VENV)
 	sed '/^torch==/d' constraints.txt > $(CUDA_VENV)/constraints.txt
 	$(CUDA_VENV)/bin/pip install -q --disable-pip-version-check -c $(CUDA_VENV)/constraints.txt '$(CUDA_TORCH)' \
-	  'setuptools>=77,<82' nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm pytest hypothesis scikit-learn
+	  'setuptools>=77,<82' ninja pybind11 nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm pytest hypothesis scikit-learn
 	@touch $@
 
 # Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.

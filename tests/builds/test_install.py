@@ -4,8 +4,8 @@ Environments are fresh, and layered on one that has torch: that which runs this 
 have spaces. pip needs a network.
 """
 
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from environments import Environment
 from toolkits import make_toolkit
 
 import scratchcuda
-from scratchcuda import doctor
 
 pytestmark = [pytest.mark.backends("tensor"), pytest.mark.slow]
 
@@ -27,67 +27,10 @@ ROOT = Path(__file__).parents[2]
 CUDA_BASE = os.environ.get("CUDA_VENV")
 needs_cuda_torch = pytest.mark.skipif(not CUDA_BASE, reason="CUDA_VENV names no environment with a CUDA torch")
 
-SITE = f"lib/python3.{sys.version_info.minor}/site-packages"
 #: What a first CUDA tensor does.
 FIRST_USE = "from scratchcuda import _backend; print(_backend.kernels_missing() or 'ready')"
 CPU_TORCH = f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch\n"
 NO_TOOLKIT_CURE = "pip install 'cuda-toolkit[nvcc,cccl,crt,nvvm]==13.0.*'"
-
-
-class Environment:
-    """A fresh virtual environment."""
-
-    def __init__(self, folder, base=None):
-        self.folder, self.variables = folder, {}
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-        if base:
-            (self.site / "base.pth").write_text(f"{Path(base).resolve() / SITE}\n")
-
-    @property
-    def site(self):
-        return self.folder / SITE
-
-    def hide(self, place):
-        """Nothing exists there, to os.path.exists, by which toolkits are looked for."""
-        (self.site / "sitecustomize.py").write_text(
-            "import os\nexists = os.path.exists\n"
-            f"os.path.exists = lambda path: not str(path).startswith({place!r}) and exists(path)\n"
-        )
-
-    def command(self, *arguments, cwd=None, **variables):
-        """Its Python's: the arguments of subprocess.run. It finds no nvcc on PATH."""
-        inherited = {name: value for name, value in os.environ.items() if name not in (*doctor.SETTINGS, "PYTHONPATH")}
-        usual = {
-            "PATH": "/usr/bin:/bin",
-            "SCRATCHCUDA_CACHE": str(self.folder / "a cache"),
-            "TORCH_CUDA_ARCH_LIST": "9.0",
-        }
-        return {
-            "args": [self.folder / "bin/python", *arguments],
-            "env": inherited | usual | self.variables | variables,
-            "cwd": cwd or self.folder,  # not where the checkout would be imported
-            "text": True,
-        }
-
-    def run(self, *arguments, status=0, **variables):
-        """What it prints."""
-        return self._output(self.command(*arguments, **variables), status)
-
-    def _output(self, options, status):
-        done = subprocess.run(**options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-        assert done.returncode == status, done.stdout
-        return done.stdout
-
-    def pip(self, *arguments, status=0, **variables):
-        options = self.command(**variables)
-        command = [sys.executable, "-m", "pip", "--python", *options["args"], "--disable-pip-version-check", *arguments]
-        return self._output(options | {"args": command}, status)
-
-    def install(self, *arguments, **options):
-        return self.pip("install", "-v", "--no-deps", *arguments, **options)
-
-    def doctor(self, status=0, **variables):
-        return json.loads(self.run("-m", "scratchcuda", "doctor", "--json", "-", status=status, **variables))
 
 
 @pytest.fixture(scope="module")
@@ -188,17 +131,21 @@ def test_first_use(cuda, source, tmp_path):
             **cuda.command("-c", FIRST_USE), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
 
-    objects = cuda.folder / "a cache/kernels"
+    def compiled():
+        """What ninja remembers of objects that are whole."""
+        log = cuda.folder / "a cache/kernels/.ninja_log"
+        return set(re.findall(r"^.*\.o\t.*$", log.read_text(), re.MULTILINE)) if log.exists() else set()
+
     killed = start()
-    while len(list(objects.glob("*.o"))) < 2:
+    while len(compiled()) < 2:
         assert killed.poll() is None, killed.stdout.read()
         time.sleep(0.1)
     os.killpg(killed.pid, signal.SIGKILL)
-    whole = {path: path.stat().st_mtime_ns for path in objects.glob("*.o")}
+    before = compiled()
     told = [process.communicate(timeout=300)[0] for process in (start(), start())]
     assert [text.endswith("ready\n") for text in told] == [True, True], told
     assert "".join(told).count("building the CUDA kernels (sm_90) ...") == 1
-    assert whole.items() <= {path: path.stat().st_mtime_ns for path in objects.iterdir()}.items()
+    assert before <= compiled()  # none of these was compiled again
     assert cuda.run("-c", FIRST_USE) == "ready\n"  # from the cache
     found = cuda.doctor()
     assert found["toolkits"][0]["fault"] == ""
@@ -228,6 +175,16 @@ def test_no_toolkit(bare, source):
         "problems"
     ]
     assert f"FORCE_CUDA is set, but {cure}" in bare.install("--no-build-isolation", source, status=1, FORCE_CUDA="1")
+
+
+@needs_cuda_torch
+def test_no_pybind11(cuda, source):
+    """Which pip brings after a build without isolation."""
+    (cuda.site / "sitecustomize.py").write_text("import sys\nsys.modules['pybind11'] = None\n")
+    cure = "pybind11 is not installed here; pip install pybind11"
+    assert f"without its CUDA kernels: {cure}" in cuda.install("--no-build-isolation", source)
+    assert cuda.run("-c", FIRST_USE) == f"{cure}\n"
+    assert f"FORCE_CUDA is set, but {cure}" in cuda.install("--no-build-isolation", source, status=1, FORCE_CUDA="1")
 
 
 @needs_cuda_torch
