@@ -28,7 +28,7 @@ def recipe() -> Library:
         cause = f"there is no {python / 'Python.h'}"
         raise BuildError(cause, f"sudo apt install python3.{sys.version_info.minor}-dev")
     pybind11, pybind11_version = toolchain.pybind11()
-    toolchain.ninja()
+    toolchain.ninja()  # that it is missing is said before anything is done
     facts = {
         "version": re.search(r'__version__ = "(.*)"', (PACKAGE / "__init__.py").read_text())[1],  # type: ignore[index]
         "torch": torch.version,

@@ -12,7 +12,7 @@ from .toolchain import BuildError
 
 
 class Step(NamedTuple):
-    """A call, and the files that it reads and writes; the headers that it reads too it may tell in output.d."""
+    """A call, and the files that it reads and writes, but for headers, of which it may write a list into output.d."""
 
     call: list[str]
     inputs: list[Path]
@@ -56,15 +56,15 @@ def run(steps: list[Step], folder: Path, jobs: int, versions: str, files: dict[s
 
 def _written(steps: list[Step], folder: Path, versions: str) -> str:
     """The file for ninja. Paths stand in variables, since in other places there is no escape for some characters."""
-    paths = dict.fromkeys(path for step in steps for path in (*step.inputs, step.output))
+    paths = [path for step in steps for path in (*step.inputs, step.output)]
     names = {path: f"path{i}" for i, path in enumerate(paths)}
-    lines = [f"builddir = {_escaped(folder)}", *(f"{name} = {_escaped(path)}" for path, name in names.items())]
+    lines = [f"{name} = {_escaped(path)}" for path, name in ({folder: "builddir"} | names).items()]
     # A call whose words have changed runs again; so these tell of what ninja does not see, in a comment for the shell.
     lines += ["rule call", f"  command = $call # {versions}", f"  description = {_ended(versions)}"]
     lines += ["  deps = gcc", "  depfile = $out.d"]
     for step in steps:
-        lines += [" ".join([f"build ${names[step.output]}: call", *(f"${names[path]}" for path in step.inputs)])]
-        lines += [f"  call = {_escaped(shlex.join(step.call))}"]
+        inputs = " ".join(f"${names[path]}" for path in step.inputs)
+        lines += [f"build ${names[step.output]}: call {inputs}", f"  call = {_escaped(shlex.join(step.call))}"]
     return "\n".join([*lines, ""])
 
 
@@ -90,13 +90,13 @@ def _distrust_times(folder: Path, files: dict[str, str]) -> None:
 
 
 def _error(told: str, versions: str) -> Exception:
-    for of_a_call in (parts := told.split(f"{_ended(versions)}\n")):
-        if of_a_call.startswith("FAILED: "):
-            _, command, *words = of_a_call.splitlines()
-            if words[-1:] == ["ninja: build stopped: subcommand failed."]:
-                words.pop()
-            cure = "see the compiler's own words above"
-            if "unsupported GNU version" in of_a_call:
-                cure = "name an older one in CXX, as in CXX=g++-14"
-            return BuildError("\n".join([*words, f"{command.removesuffix(f' # {versions}')} failed"]), cure)
-    return OSError(parts[-1].strip() or "ninja was killed")
+    calls = told.split(f"{_ended(versions)}\n")
+    failed = [call for call in calls if call.startswith("FAILED: ")]
+    if not failed:
+        return OSError(calls[-1].strip() or "ninja was killed")
+    _, command, words = failed[0].split("\n", 2)
+    words = words.removesuffix("ninja: build stopped: subcommand failed.\n").rstrip()
+    cure = "see the compiler's own words above"
+    if "unsupported GNU version" in words:
+        cure = "name an older one in CXX, as in CXX=g++-14"
+    return BuildError(f"{words}\n{command.removesuffix(f' # {versions}')} failed".lstrip(), cure)
