@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import scratchcuda
-from scratchcuda import _backend
 from scratchcuda._build import extension
 from scratchcuda._build.library import Library
+from scratchcuda.ops import _backend
 
 pytestmark = pytest.mark.backends("tensor")
 
