@@ -99,7 +99,9 @@ class Entry:
         if not given:
             return tuple(parameter.default for parameter in self.parameters.values())
         if len(given) != len(self.parameters):
-            raise ValueError(f"activation_parameters is {given!r}, expected {len(self.parameters)} of {self.name}")
+            raise ValueError(
+                f"activation_parameters has {len(given)} numbers, expected {len(self.parameters)} for {self.name}"
+            )
         named = zip(self.parameters.items(), given, strict=True)
         return tuple(_checks.at_least(of + name, value, parameter.least) for (name, parameter), value in named)
 
