@@ -72,9 +72,9 @@ RACES := (float32 and (layouts or shared_out or (rows and (softmax or activation
 
 sanitize: $(READY)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator address) && env $$variables \
-	  $(BIN)/python -m pytest $(WORKERS) -s -q tests/test_kernels.py $(ARGS)
+	  $(BIN)/python -m pytest $(WORKERS) -s -q tests/ops -m kernels $(ARGS)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator thread) && env $$variables \
-	  $(BIN)/python -m pytest $(WORKERS) -s -q tests/test_kernels.py -k "$(RACES)" $(ARGS)
+	  $(BIN)/python -m pytest $(WORKERS) -s -q tests/ops -m kernels -k "$(RACES)" $(ARGS)
 
 # Reports go to OUT; RUN is first or second, PARTS="build gpu" some parts, ARGS=--dry goes through it without a GPU.
 OUT ?= build/gpu-check

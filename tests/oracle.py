@@ -5,13 +5,12 @@ differs from processor to processor.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from cases import cases
 
-#: Of ops that have several.
-RESULTS = dict.fromkeys(("mse", "cross_entropy"), ("loss", "gradient"))
-RESULTS |= {"dense_backward_weights": ("dw", "db"), "dense_update_": ("w", "b")}
 #: Units in the last place by which exp, log and tanh may err: those of CUDA and of glibc, by their manuals.
 FUNCTION_UNITS = 2
 
@@ -53,69 +52,35 @@ def wide(values, number=np.longdouble):
     return values.double().numpy().astype(number) if isinstance(values, torch.Tensor) else values
 
 
-def formula(name, args, number=np.longdouble):
-    """What an op gives by its definition, in numbers of this type, its sums added up one term after another.
+def rounded(function):
+    """Its value rounded once: in float32 and float64, what NumPy's own functions give depends on the processor."""
+    return staticmethod(lambda values: function(values.astype(np.longdouble)).astype(values.dtype))
 
-    As a longdouble, which has 11 bits more than float64, it is the truth; in the type of sums it is a plain loop.
+
+class Mathematics(NamedTuple):
+    """NumPy's for the formulas, in numbers of this type; results of kernels that another one reads are of this dtype.
+
+    In longdouble, which has 11 bits more than float64, a formula gives the truth, and stores nothing in between; in the
+    type of sums it is a plain loop.
     """
-    first, *rest = (wide(arg, number) for arg in args)
-    if name == "dense":
-        w, b, activation = rest
-        z = (product(as_rows(first), w) + b).reshape(*first.shape[:-1], w.shape[1])
-        if activation == "softmax" and number is not np.longdouble:
-            z = wide(narrowed(z, args[0].dtype), number)  # by way of memory: softmax is a kernel of its own
-        return (z,) if activation == "none" else formula(activation, [z], number)
-    if name == "dense_backward_input":
-        (w,) = rest
-        return (product(as_rows(first), w.T).reshape(*first.shape[:-1], len(w)),)
-    if name.startswith("dense"):
-        delta, x = as_rows(first), as_rows(rest[0])
-        dw, db = product(x.T, delta), added(delta.T)[:, 0]
-        if name == "dense_backward_weights":
-            return dw, db
-        w, b, *options = rest[1:]
-        lr, weight_decay = map(number, options)
-        return w - lr * (dw + weight_decay * w), b - lr * db
-    if name == "mse":
-        difference = first - rest[0]
-        return mean(difference**2, difference.size), 2 * difference / difference.size
-    if name == "cross_entropy":
-        targets = one_hot(rest[0], first)
-        shifted = first - first.max(1, keepdims=True, initial=-np.inf)
-        log_p = shifted - rounded(np.log, added(rounded(np.exp, shifted)))
-        terms = np.where((targets == 0) & (rest[0].ndim == 1), 0, -targets * log_p)
-        gradient = (rounded(np.exp, log_p) * added(targets) - targets) / len(first)
-        return mean(terms, len(first)), gradient
-    if name == "softmax":
-        powers = rounded(np.exp, first - first.max(-1, keepdims=True, initial=-np.inf))
-        return (powers / added(powers),)
-    return (
-        {
-            "relu": lambda z: np.where(z < 0, 0, z),
-            "sigmoid": lambda z: 1 / (1 + rounded(np.exp, -z)),
-            "tanh": lambda z: rounded(np.tanh, z),
-            "relu_backward": lambda delta, a: np.where(a <= 0, 0, delta),
-            "sigmoid_backward": lambda delta, a: delta * a * (1 - a),
-            "tanh_backward": lambda delta, a: delta * (1 - a * a),
-            "softmax_backward": lambda delta, a: a * (delta - added(delta * a)),
-        }[name](first, *rest),
-    )
+
+    number: type
+    dtype: torch.dtype | None = None
+
+    where = staticmethod(np.where)
+    exp, log, tanh = map(rounded, (np.exp, np.log, np.tanh))
+
+    def stored(self, values):
+        return values if self.dtype is None else wide(narrowed(values, self.dtype), self.number)
 
 
-def as_rows(values):
-    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+TRUTH = Mathematics(np.longdouble)
 
 
-def one_hot(targets, scores):
-    """Class indices as rows."""
-    return np.equal(targets[:, None], np.arange(scores.shape[1])).astype(scores.dtype) if targets.ndim == 1 else targets
-
-
-def product(left, right):
-    total = np.zeros((len(left), right.shape[1]), left.dtype)
-    for k in range(len(right)):
-        total += left[:, k, None] * right[k]
-    return total
+@np.errstate(all="ignore")
+def formula(name, args, m=TRUTH):
+    """What an op gives by its definition, its sums added up one term after another."""
+    return cases()[name].formula(m, *(wide(arg, m.number) for arg in args))
 
 
 def added(values):
@@ -124,40 +89,6 @@ def added(values):
         return values
     zero = np.zeros((*values.shape[:-1], 1), values.dtype)
     return np.concatenate([zero, values], -1).cumsum(-1)[..., -1:]
-
-
-def mean(terms, count):
-    return added(terms.ravel())[0] / terms.dtype.type(count)
-
-
-def rounded(function, values):
-    """Its value rounded once: in float32 and float64, what NumPy's own functions give depends on the processor."""
-    return function(values.astype(np.longdouble)).astype(values.dtype)
-
-
-def magnitudes(name, args):
-    """The formula with every term taken as positive: what a sum's rounding is in proportion to, cancel as it may."""
-    args = [arg.abs() if isinstance(arg, torch.Tensor) else "none" if isinstance(arg, str) else arg for arg in args]
-    if name == "dense_update_":
-        args[0] = -args[0]  # it is subtracted
-    if name.startswith("dense"):
-        return formula(name, args)
-    if name == "mse":
-        args[1] = -args[1]
-        return formula(name, args)
-    if name == "cross_entropy":
-        scores, targets = wide(args[0]), one_hot(wide(args[1]), wide(args[0]))
-        spread = targets * (scores + np.log(np.exp(scores).sum(1, keepdims=True)))
-        return spread.sum() / len(scores), (targets.sum(1, keepdims=True) + targets) / len(scores)
-    if not name.endswith("_backward"):
-        return (0,)
-    delta, a = map(wide, args)
-    return {
-        "relu_backward": lambda: (delta,),
-        "sigmoid_backward": lambda: (delta * a * (1 + a),),
-        "tanh_backward": lambda: (delta * (1 + a * a),),
-        "softmax_backward": lambda: (a * (delta + (delta * a).sum(-1, keepdims=True)),),
-    }[name]()
 
 
 def narrowed(truth, dtype):
@@ -172,12 +103,16 @@ def assert_right(name, args, found):
     dtype, where that is subnormal too, and in the type of sums that of the sum and of the functions that led to it.
     """
     __tracebackhide__ = True  # the message says it all
-    dtype, norm = args[0].dtype, np.linalg.norm
+    case, dtype, norm = cases()[name], args[0].dtype, np.linalg.norm
     unit, sum_unit = torch.finfo(dtype).eps, np.finfo(sum_type(dtype)).eps
     with np.errstate(all="ignore"):
-        results = formula(name, args), formula(name, args, sum_type(dtype)), magnitudes(name, args)
+        results = (
+            formula(name, args),
+            formula(name, args, Mathematics(sum_type(dtype), dtype)),
+            case.magnitudes(*map(wide, args)),
+        )
         call = f"{name}({', '.join(map(shown, args))}) in {shown(dtype)}"
-        for result, ours, truth, loop, summed in zip(RESULTS.get(name, [""]), found, *results, strict=True):
+        for result, ours, truth, loop, summed in zip(case.results, found, *results, strict=True):
             what = f"{call}, {result}" if result else call
             right = narrowed(truth, dtype)
             assert (ours.dtype, ours.shape) == (dtype, right.shape), f"{what}: {ours.dtype}, {tuple(ours.shape)}"

@@ -100,7 +100,7 @@ def test_divergence_is_said(tmp_path):
         (["slr", "--sizes", "3,4"], "--sizes: 3,4 beside slr, expected one of them"),
         (["--sizes", "a,b"], "--sizes: 'a,b', expected two or more positive integers"),
         (["--sizes", "3"], "--sizes: '3', expected two or more positive integers"),
-        (["--sizes", "3,4", "--activation", "gelu"], "--activation: there is no 'gelu', expected one of none, relu"),
+        (["--sizes", "3,4", "--activation", "swish"], "--activation: there is no 'swish', expected one of none, relu"),
         (["--activation", "relu"], "--activation: it belongs to --sizes"),
         (["slr", "--dtype", "int8"], "--dtype: there is no 'int8', expected one of float64, float32"),
         (["slr", "--lr", "inf"], "'--lr': inf, expected a finite number of at least 0"),

@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
+from cases import cases, cast, outputs
 from oracle import same
-from test_ops import ARGUMENTS, cast, outputs
 from trajectories import mlp
 
 import scratchcuda
@@ -41,7 +41,7 @@ def tensors(args):
 @pytest.mark.parametrize("name", _registry.OPS)
 def test_gpu_minus_emulator(name, m, dtype, record_property):
     """They differ by contracted products, and by the last bits of exp, tanh and log."""
-    args = [cast(arg, dtype) for arg in ARGUMENTS[name](m)]
+    args = [cast(arg, dtype) for arg in cases()[name].arguments(m)]
     emulated = results(_emulator.current().ops, name, on("cpu", args))
     computed = results(torch.ops.scratchcuda, name, on(DEVICE, args))
     differences = []
@@ -80,7 +80,7 @@ def test_products_in_every_tile(dtype, tile):
 @pytest.mark.parametrize("name", _registry.OPS)
 def test_ops_run_on_the_current_stream(name):
     """Their arguments come late, on a stream of their own: on another one the op would be too early."""
-    args = ARGUMENTS[name](33)
+    args = cases()[name].arguments(33)
     expected = results(torch.ops.scratchcuda, name, on(DEVICE, args))
     late = on(DEVICE, args)
     sources = [tensor.clone() for tensor in tensors(late)]
@@ -100,7 +100,7 @@ def test_ops_run_on_the_current_stream(name):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
 @pytest.mark.parametrize("name", _registry.OPS)
 def test_ops_run_on_the_device_of_their_tensors(name):
-    args = ARGUMENTS[name](33)
+    args = cases()[name].arguments(33)
     expected = results(torch.ops.scratchcuda, name, on("cuda:0", args))
     found = results(torch.ops.scratchcuda, name, on("cuda:1", args))
     assert torch.cuda.current_device() == 0
@@ -123,7 +123,7 @@ def test_a_fit_on_another_device_than_the_current_one():
 
 @pytest.mark.parametrize("name", _registry.OPS)
 def test_the_same_bits_every_time(name):
-    args = ARGUMENTS[name](1500)
+    args = cases()[name].arguments(1500)
     first, second = (results(torch.ops.scratchcuda, name, on(DEVICE, args)) for _ in range(2))
     same(first, second)
 

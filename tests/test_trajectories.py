@@ -22,9 +22,10 @@ from scratchcuda import (
     Tanh,
 )
 from scratchcuda.compare import WORKLOADS
+from scratchcuda.engine.activations import KINDS
 from scratchcuda.ops import _backend
 
-ACTIVATIONS = [Linear, ReLU, Sigmoid, Tanh, Softmax]
+ACTIVATIONS = list(KINDS.values())
 
 
 def data(samples, features, outputs, targets="values", dtype=torch.float64):

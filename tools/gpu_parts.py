@@ -145,7 +145,7 @@ def sanitizer(check: "Check", kind: str) -> Found:
     options = ("--report-api-errors", "no") if kind == "memcheck" else ()
     # It waits for the first use of CUDA, which here comes after torch's import.
     under = (found, "--tool", kind, *options, "--launch-timeout", "120", "--error-exitcode", "9", "--print-limit", "20")
-    result = check.pytest("tests/test_kernels.py", select=check.select, under=under, **variables)
+    result = check.pytest("tests/ops", "-m", "kernels", select=check.select, under=under, **variables)
     if "Device not supported" in result["output"]:
         return left_out("compute-sanitizer does not support this machine")
     if "SUMMARY: " not in result["output"]:

@@ -133,7 +133,7 @@ def fails(folder: str, build: str) -> bool:
     """Whether a kernel test fails in this build of the sources in the folder."""
     special = sanitizer_environment(build) if build in ("address", "thread") else {"SCRATCHCUDA_EMULATOR": build}
     environment = os.environ | special | {"PYTHONPATH": folder, "SCRATCHCUDA_CACHE": f"{folder}/cache"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "tests/test_kernels.py", "--backend", "emulator"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "tests/ops", "-m", "kernels", "--backend", "emulator"]
     command += BUILDS[build]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == pytest.ExitCode.USAGE_ERROR:

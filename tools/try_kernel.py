@@ -22,8 +22,7 @@ import pytest
 from scratchcuda.options import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = "tests/test_kernels.py"
-#: What the tests are named after.
+#: What tests, or their files, are named after.
 KERNELS = sorted(["matmul", *(path.stem for path in (ROOT / "csrc/kernels").glob("*.cu"))])
 #: Workloads that run all of a kernel of which the documents' network runs a part.
 TRAININGS = {"losses": ["breast-cancer", "mlp"]}
@@ -69,7 +68,8 @@ class Faults:
 def run_tests(which: str, options: list[str], told: Connection) -> None:
     briefly = ["-q", "--tb=no", "--no-summary", "--hypothesis-profile=brief"]
     briefly += ["--capture=sys", "-p", "no:faulthandler"]  # the last words of a kernel, without Python's frames
-    sys.exit(pytest.main([TESTS, "--backend=emulator", "-k", which, *briefly, *options], plugins=[Faults(told)]))
+    chosen = ["tests/ops", "-m", "kernels", "--backend=emulator", "-k", which]
+    sys.exit(pytest.main([*chosen, *briefly, *options], plugins=[Faults(told)]))
 
 
 def tested(which: str, options: list[str]) -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import Refused, cases, tensors
 from oracle import same
-from raw_refusals import DELTA, REFUSALS, B, G, W, X, refuses
+from test_every_op import REFUSED, refuses
 
 import scratchcuda
 from scratchcuda._build import extension, library
@@ -60,21 +61,24 @@ def test_every_op_has_a_cuda_kernel_and_keeps_its_schema_and_twin(name):
     assert str(op._schema) == f"scratchcuda::{name}{_registry.OPS[name].schema}"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CUDA")
     assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"scratchcuda::{name}", "CPU")
-    same(torch.ops.scratchcuda.dense(X, W, B, "relu"), twins.dense(X, W, B, "relu"))
+    t = tensors()
+    same(torch.ops.scratchcuda.dense(t.x, t.w, t.b, "relu"), twins.dense(t.x, t.w, t.b, "relu"))
 
 
-@pytest.mark.parametrize(
-    ("name", "args", "message"), [*REFUSALS, ("dense", (X, W, B, "none"), "x is on device cpu, exp")]
-)
-def test_raw_ops_refuse(name, args, message):
-    refuses(torch.ops.scratchcuda, "CUDA", name, args, message)
+@pytest.mark.parametrize(("name", "refused"), [pair for pair in REFUSED if pair[1].raw is not None])
+def test_raw_ops_refuse(name, refused):
+    refuses(torch.ops.scratchcuda, "CUDA", name, refused)
 
 
 @pytest.mark.parametrize("name", ["relu", "softmax_backward", "mse", "cross_entropy", "sgd_update_", "dense_update_"])
 def test_cpu_tensors_are_refused(name):
-    lists = [[W], [G], [], 0.1, 0.0, 0.0, 0.0, False, False, False]
-    args = {"relu": [X], "sgd_update_": lists, "dense_update_": [DELTA, X, W, B, 0.1, 0.0]}
-    refuses(torch.ops.scratchcuda, "CUDA", name, args.get(name, [X, X]), "is on device cpu, expected cuda")
+    refused = Refused(lambda t: cases()[name].arguments(4), None, "is on device cpu, expected cuda")
+    refuses(torch.ops.scratchcuda, "CUDA", name, refused)
+
+
+def test_the_argument_on_another_device_is_named():
+    refused = Refused(lambda t: (t.x, t.w, t.b, "none"), None, "x is on device cpu, exp")
+    refuses(torch.ops.scratchcuda, "CUDA", "dense", refused)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
