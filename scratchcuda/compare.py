@@ -21,7 +21,7 @@ from scratchcuda.engine.losses import MSE, CrossEntropy
 from scratchcuda.engine.model import Model
 from scratchcuda.engine.training import History
 from scratchcuda.metrics import mape
-from scratchcuda.ops.activations import ENTRIES, elementwise
+from scratchcuda.ops._entries import ENTRIES, elementwise
 
 #: Largest relative difference that counts as agreement, in rounding units of the dtype: 1e-12 in float64. The
 #: documents show differences of a few units; a fit of some thousand steps adds up a few hundred.

@@ -12,8 +12,8 @@ from trajectories import assert_same_trajectory
 
 import scratchcuda
 from scratchcuda import Dense, InputLayer, Model, Tanh
-from scratchcuda.ops import activations
-from scratchcuda.ops.activations import ENTRIES
+from scratchcuda.ops import _entries
+from scratchcuda.ops._entries import ENTRIES
 
 
 def linear(*sizes, dtype=torch.float64, **options):
@@ -166,7 +166,7 @@ def test_parameters_of_activations_are_kept(entry):
 
 
 def test_an_argument_that_ours_lacks_is_refused(monkeypatch):
-    monkeypatch.setattr(activations, "ENTRIES", {})
+    monkeypatch.setattr(_entries, "ENTRIES", {})
     gelu = dataclasses.replace(ENTRIES["none"], name="gelu", module=nn.GELU)
     assert gelu.values_of("module[1]", nn.GELU()) == ()
     with pytest.raises(ValueError, match=r"module\[1\] is GELU\(approximate='tanh'\), expected approximate='none'"):

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scratchcuda import ops
+from scratchcuda.ops._entries import elementwise
 from scratchcuda.ops._registry import twins
-from scratchcuda.ops.activations import elementwise
 from scratchcuda.profiler import costs
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles

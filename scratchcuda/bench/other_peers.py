@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scratchcuda.bench.peers import Losses, Peer, Runner, batches
 from scratchcuda.compare import Pair, Workload
-from scratchcuda.ops.activations import ENTRIES
+from scratchcuda.ops._entries import ENTRIES
 
 
 def documents(pair: Pair, work: Workload, validate: bool) -> Runner:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scratchcuda import ops
 from scratchcuda.engine._patching import original, replaceable
-from scratchcuda.ops.activations import ENTRIES, Chosen
+from scratchcuda.ops._entries import ENTRIES, Chosen
 
 __all__ = ["Activation", "Layer", "LeakyReLU", "Linear", "ReLU", "RelU", "Sigmoid", "Softmax", "Tanh"]
 

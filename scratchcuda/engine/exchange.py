@@ -10,7 +10,7 @@ from scratchcuda.engine.activations import KINDS, Activation, Layer, Linear
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.parameters import Slot, overlap, place_of
 from scratchcuda.nn.conversion import TORCHS
-from scratchcuda.ops.activations import ENTRIES
+from scratchcuda.ops._entries import ENTRIES
 
 _ENTRIES = {entry.module: entry for entry in ENTRIES.values()}
 _KINDS: list[type[nn.Module]] = [nn.Linear, *_ENTRIES]

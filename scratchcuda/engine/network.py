@@ -12,7 +12,7 @@ from scratchcuda.engine.activations import Activation, Layer
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
 from scratchcuda.engine.parameters import storage_of
-from scratchcuda.ops.activations import ENTRIES, Chosen
+from scratchcuda.ops._entries import ENTRIES, Chosen
 
 
 @dataclass

@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from scratchcuda import ops
 from scratchcuda._fallback import fallback
-from scratchcuda.ops import _backend
+from scratchcuda.ops import _backend, _entries
+from scratchcuda.ops._entries import ENTRIES, Chosen, Elementwise, elementwise
 from scratchcuda.ops._registry import twins
-from scratchcuda.ops.activations import ENTRIES, Chosen, Elementwise, elementwise
 
 _mse_loss_of_one_shape = torch.ops.aten.mse_loss.default  # torch.nn.functional's broadcasts first, which takes 3 µs
 
@@ -44,7 +44,7 @@ def linear(
     Returns:
         (..., out_features).
     """
-    chosen = ops.activations.chosen(activation, activation_parameters)
+    chosen = _entries.chosen(activation, activation_parameters)
     if _within_reach(input) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor)):
         device = input.device.type
         if torch.is_autocast_enabled(device):

@@ -16,8 +16,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from scratchcuda import _ranges
 from scratchcuda._fallback import StandIn
 from scratchcuda.nn import functional
-from scratchcuda.ops import activations
-from scratchcuda.ops.activations import ENTRIES, Chosen, Elementwise, Entry, elementwise
+from scratchcuda.ops import _entries
+from scratchcuda.ops._entries import ENTRIES, Chosen, Elementwise, Entry, elementwise
 
 
 class Linear(torch.nn.Linear, metaclass=StandIn):
@@ -45,7 +45,7 @@ class Linear(torch.nn.Linear, metaclass=StandIn):
         activation: str = "none",
         activation_parameters: Sequence[float] = (),
     ):
-        chosen = activations.chosen(activation, activation_parameters)
+        chosen = _entries.chosen(activation, activation_parameters)
         super().__init__(in_features, out_features, bias, device, dtype)
         if activation != "none":
             self.activation = activation

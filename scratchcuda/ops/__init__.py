@@ -9,8 +9,7 @@ All tensors of a call share one floating-point dtype and one device; any strides
 TypeError, everything else that does not fit raises ValueError, before anything is written.
 """
 
-from scratchcuda.ops import _emulator, _registry
-from scratchcuda.ops import activations as activations
+from scratchcuda.ops import _emulator, _entries, _registry
 from scratchcuda.ops.activations import *
 from scratchcuda.ops.batch import *
 from scratchcuda.ops.dense import *  # the function has the name of its file, which from-imports find all the same
@@ -19,7 +18,7 @@ from scratchcuda.ops.sgd import *
 from scratchcuda.ops.softmax import *
 
 #: Names of the activations that a dense layer computes along.
-ACTIVATIONS = tuple(activations.ENTRIES)
+ACTIVATIONS = tuple(_entries.ENTRIES)
 
 for _name in _registry.OPS:
     _registry.define("scratchcuda").impl(_name, getattr(_registry.twins, _name), "CompositeExplicitAutograd")

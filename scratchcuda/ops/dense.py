@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scratchcuda.ops import _backend, _checks
+from scratchcuda.ops._entries import ENTRIES, chosen
 from scratchcuda.ops._registry import operation
-from scratchcuda.ops.activations import ENTRIES, chosen
 from scratchcuda.ops.sgd import sgd_update_twin
 
 __all__ = ["dense", "dense_backward_input", "dense_backward_weights", "dense_update_"]

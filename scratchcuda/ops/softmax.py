@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from scratchcuda.ops import _backend, _checks
+from scratchcuda.ops._entries import Entry
 from scratchcuda.ops._registry import operation
-from scratchcuda.ops.activations import Entry
 
 __all__ = ["softmax", "softmax_backward"]
 

@@ -8,7 +8,7 @@ import torch
 from drop_in import CLASSES, DENSE, ROWS, X, as_torch, assert_as_torch, gradients, network, outcome, rand
 
 import scratchcuda
-from scratchcuda.ops.activations import elementwise
+from scratchcuda.ops._entries import elementwise
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "softmax")
 

@@ -12,7 +12,7 @@ import torch
 
 from scratchcuda import ops
 from scratchcuda.ops import _backend
-from scratchcuda.ops.activations import ENTRIES, elementwise
+from scratchcuda.ops._entries import ENTRIES, elementwise
 
 DTYPES = list(_backend.DTYPES)
 ELEMENTWISE = [entry.name for entry in elementwise()]

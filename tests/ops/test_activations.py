@@ -28,8 +28,8 @@ from terms import Term, term
 from torch.nn import functional
 
 from scratchcuda import ops
+from scratchcuda.ops._entries import elementwise
 from scratchcuda.ops._registry import twins
-from scratchcuda.ops.activations import elementwise
 
 
 def places(rows):

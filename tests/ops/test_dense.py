@@ -29,7 +29,7 @@ from oracle import TRUTH, added, same
 
 from scratchcuda import ops
 from scratchcuda.ops import _emulator
-from scratchcuda.ops.activations import ENTRIES, Chosen
+from scratchcuda.ops._entries import ENTRIES, Chosen
 
 
 def as_rows(values):

@@ -34,7 +34,7 @@ from scratchcuda.engine.layers import Dense, descend
 from scratchcuda.engine.network import Network, Product, Task
 from scratchcuda.engine.training import FitPath, HeldInterrupt
 from scratchcuda.ops import _backend
-from scratchcuda.ops.activations import Chosen
+from scratchcuda.ops._entries import Chosen
 
 
 class _Unit(NamedTuple):
