@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +57,8 @@ MUTANTS = [
     ("activations.cuh", "a <= 0 ? A(0) : delta", "a < 0 ? A(0) : delta"),
     ("activations.cuh", "delta * (A(1) - a) * a", "delta * (A(1) - a)"),
     ("activations.cuh", "A(1) - a * a", "A(1) - a"),
+    ("activations.cuh", "z > 0 ? z : slope[0] * z", "z > 0 ? z : z"),
+    ("activations.cuh", "a > 0 ? delta : slope[0] * delta", "a >= 0 ? delta : slope[0] * delta"),
     ("activations.cuh", "index == i++", "index == ++i"),
     ("activations.cu", "call.out + at[inputs]", "call.out + at[0]"),
     ("softmax.cu", "lowest<A>()", "-infinity<A>()"),
@@ -129,13 +132,24 @@ MUTANTS = [
 BUILDS = {"": [], "sm_75": [], "address": [], "thread": ["-k", "float32 and (layouts or rows)"]}
 
 
-def fails(folder: str, build: str) -> bool:
-    """Whether a kernel test fails in this build of the sources in the folder."""
+own = threading.local()
+
+
+def begin(place: str) -> None:
+    """A folder for each thread, which compiles but what differs from mutant to mutant."""
+    own.folder = tempfile.mkdtemp(dir=place)
+    for part in ("scratchcuda", "csrc", "tests", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, Path(own.folder, part))
+
+
+def fails(build: str, first: str) -> bool:
+    """Whether a kernel test fails in this build of the sources in the folder; those of the first file run first."""
     special = sanitizer_environment(build) if build in ("address", "thread") else {"SCRATCHCUDA_EMULATOR": build}
-    environment = os.environ | special | {"PYTHONPATH": folder, "SCRATCHCUDA_CACHE": f"{folder}/cache"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "tests/ops", "-m", "kernels", "--backend", "emulator"]
-    command += BUILDS[build]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | special | {"PYTHONPATH": own.folder, "SCRATCHCUDA_CACHE": f"{own.folder}/cache"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-m", "kernels", "--backend", "emulator"]
+    command += [*BUILDS[build], *([first] if Path(own.folder, first).exists() else []), "tests/ops"]
+    done = subprocess.run(command, cwd=own.folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == pytest.ExitCode.USAGE_ERROR:
         sys.exit(f"a mutant that does not compile shows nothing:\n{done.stderr}")
     return done.returncode != 0
@@ -143,25 +157,23 @@ def fails(folder: str, build: str) -> bool:
 
 def noticed(mutant: tuple[str, str, str] | None) -> str | None:
     """The first build whose tests fail, or None if none does. No mutant at all is the proof that they can pass."""
-    with tempfile.TemporaryDirectory() as folder:
-        for part in ("scratchcuda", "csrc", "tests", "pyproject.toml"):
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, f"{folder}/{part}")
-        if mutant:
-            file, before, after = mutant
-            path = Path(folder, "csrc/kernels", file)
-            source = path.read_text()
-            if before not in source:
-                sys.exit(f"{file} no longer holds {before!r}")
-            path.write_text(source.replace(before, after, 1))
-        return next((build for build in BUILDS if fails(folder, build)), None)
+    file, before, after = mutant or ("launchers.h", "", "")
+    path = Path(own.folder, "csrc/kernels", file)
+    source = path.read_text()
+    if before not in source:
+        sys.exit(f"{file} no longer holds {before!r}")
+    path.write_text(source.replace(before, after, 1))
+    try:
+        return next((build for build in BUILDS if fails(build, f"tests/ops/test_{path.stem}.py")), None)
+    finally:
+        path.write_text(source)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="a Markdown file with the markers")
     arguments = parser.parse_args()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(os.cpu_count(), "", begin, (place,)) as pool:
         unchanged, *found = pool.map(noticed, [None, *MUTANTS])
     if unchanged is not None:
         sys.exit(f"the tests fail without any mutant, build {unchanged!r}")
