@@ -53,8 +53,9 @@ assert type(nn.SiLU()).__module__ == "scratchcuda.nn.layers" and "silu" in ops.A
 def test_an_activation_is_added_in_the_documented_places_alone(tmp_path):
     guide = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add an activation")[2].partition("\n## ")[0]
     entry, struct, layer = re.findall(r"```(?:python|cpp)\n(.*?)```", guide, re.DOTALL)
-    for folder in ("scratchcuda", "csrc"):
+    for folder in ("scratchcuda", "csrc", "tests", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "_C.*"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     name = re.search(r"struct (\w+)", struct)[1]
     for path, old, new in (
         ("scratchcuda/ops/activations.py", r"\Z", f"\n\n{entry}"),
@@ -67,7 +68,8 @@ def test_an_activation_is_added_in_the_documented_places_alone(tmp_path):
         (tmp_path / path).write_text(text)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "SCRATCHCUDA_CACHE": str(tmp_path / "cache")}
     environment["SCRATCHCUDA_EMULATOR"] = "debug"  # which is compiled soonest
-    script = TRAIN.format(copy=str(tmp_path))
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    proofs = ["tests/ops", "tests/nn/test_functional.py", "tests/test_exchange.py"]
+    options = ["-q", "-p", "no:cacheprovider", "--backend", "tensor,emulator", "-k", name.lower()]
+    for command in (["-c", TRAIN.format(copy=str(tmp_path))], ["-m", "pytest", *options, *proofs]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

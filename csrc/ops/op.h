@@ -24,7 +24,7 @@
 #define SCRATCHCUDA_DEVICE CUDA
 #endif
 
-// SCRATCHCUDA_OPS(m) { m.impl("name", TORCH_BOX(&function)); } serves ops of the table in scratchcuda/_library.py.
+// SCRATCHCUDA_OPS(m) { m.impl("name", TORCH_BOX(&function)); } serves ops of scratchcuda/ops.
 #define SCRATCHCUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(SCRATCHCUDA_NAMESPACE, SCRATCHCUDA_DEVICE, m)
 
 namespace scratchcuda::ops {

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from scratchcuda.ops import _checks
@@ -117,10 +118,12 @@ class Elementwise(Entry):
     Attributes:
         formula, derivative: f(z) as (m, z), and delta f'(z) as (m, delta, value), by the functions ``where``, ``exp``,
             ``tanh`` of some mathematics m: NumPy's, or torch's.
+        is_last: whether ``gradient`` has no derivative of its own, so that the formula serves where that is asked for.
     """
 
     formula: Callable[..., Any]
     derivative: Callable[..., Any]
+    is_last: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,6 +132,12 @@ class Elementwise(Entry):
         operation(f"{self.name}(Tensor z{options}) -> Tensor", others=forward)(self.forward)
         schema = f"{self.name}_backward(Tensor delta, Tensor {value}{options}) -> Tensor"
         operation(schema, others=backward)(self.backward)
+
+    def backward(self, delta: Tensor, value: Tensor, *parameters: float) -> Tensor:
+        if self.is_last and torch.is_grad_enabled() and (delta.requires_grad or value.requires_grad):
+            result: Tensor = self.derivative(torch, delta, value, *parameters)
+            return result
+        return super().backward(delta, value, *parameters)
 
 
 class Chosen(NamedTuple):
