@@ -80,7 +80,7 @@ def _elementwise(entry: Elementwise) -> Callable[..., Tensor]:
         return entry.forward(input, *args)
 
     function.__name__ = function.__qualname__ = entry.name
-    function.__doc__ = getattr(ops, entry.name).__doc__
+    function.__doc__ = f"{getattr(ops, entry.name).__doc__} In place, or with other parameters, it is torch's own."
     if isinstance(theirs, FunctionType):  # others tell none
         function.__signature__ = inspect.signature(theirs)  # type: ignore[attr-defined]
     return function
