@@ -70,8 +70,8 @@ class Entry:
         return {argument.name: argument.default for argument in named if argument.name not in self.parameters}
 
     def backward(self, delta: Tensor, value: Tensor, *parameters: float) -> Tensor:
-        """``delta f'(z)``."""
-        result: Tensor = self.gradient(delta, *self.arguments(value, *parameters))
+        """``delta f'(z)``, with the defaults of the parameters if there are none."""
+        result: Tensor = self.gradient(delta, *self.arguments(value, *(parameters or self.values())))
         return result
 
     def backward_in_place(self, delta: Tensor, value: Tensor, *parameters: float) -> Callable[[], object]:
