@@ -33,9 +33,13 @@ from scratchcuda.ops._backend import use_backend
 
 __version__ = "0.1.0"
 
-# Where the files of the engine were before, by which pickles, and imports of users, name them.
+# The engine's files and classes have the names of before, by which pickles, messages, and imports of users, know them.
 for _file in (activations, exchange, layers, linear_regression, losses, model, network, parameters, training):
-    _sys.modules[_file.__name__.replace("engine.", "")] = _file
+    _name = _file.__name__.replace("engine.", "")
+    _sys.modules[_name] = _file
+    for _kind in vars(_file).values():
+        if isinstance(_kind, type) and _kind.__module__ == _file.__name__:
+            _kind.__module__ = _name
 
 # No modules: "import *" must leave a user's own nn and optim as they are.
 __all__ = [

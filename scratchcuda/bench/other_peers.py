@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scratchcuda.bench.peers import Losses, Peer, Runner, batches
 from scratchcuda.compare import Pair, Workload
-from scratchcuda.ops._entries import ENTRIES
+from scratchcuda.ops._entries import MODULES
 
 
 def documents(pair: Pair, work: Workload, validate: bool) -> Runner:
@@ -93,10 +93,8 @@ def jax(pair: Pair, work: Workload, validate: bool, whole: bool = True) -> Runne
     def as_torch(array: Any) -> Tensor:
         return torch.as_tensor(np.array(array.astype("float32") if array.dtype == jnp.bfloat16 else array))
 
-    entries = {entry.module: entry for entry in ENTRIES.values()}
-
     def function_of(module: nn.Module) -> Callable[..., Any]:
-        entry = entries[type(module)]
+        entry = MODULES[type(module)]
         function = getattr(jax.nn, entry.name)  # of the name and the arguments of torch's
         return lambda z: function(z, *entry.values_of("module", module))
 

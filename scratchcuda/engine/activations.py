@@ -4,7 +4,7 @@ What is computed stands in :mod:`scratchcuda.ops.activations`, by the name that 
 """
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.ops._entries import ENTRIES, Chosen
 
 __all__ = ["Activation", "Layer", "LeakyReLU", "Linear", "ReLU", "RelU", "Sigmoid", "Softmax", "Tanh"]
+
+T = TypeVar("T", bound="Activation")
 
 
 class Layer:
@@ -82,30 +84,11 @@ class Activation(Layer):
     #: Its name among ops.ACTIVATIONS; None if the ops do not know it, so that it is always called.
     op: str | None = None
 
-    @property
-    def chosen(self) -> Chosen:
-        """As the ops know it, with its parameters, which are attributes."""
-        if self.op is None:
-            raise NotImplementedError(f"{type(self).__name__} names no op")
-        entry = ENTRIES[self.op]
-        return Chosen(self.op, entry.values([getattr(self, name) for name in entry.parameters]))
-
     def __call__(self, z: Tensor) -> Tensor:
-        if self.op is None:
-            raise NotImplementedError(f"{type(self).__name__} defines no __call__")
-        name, parameters = self.chosen
-        a: Tensor = getattr(ops, name)(z, *parameters)
-        if ENTRIES[name].of_input:
-            a.z = z  # type: ignore[attr-defined]
-        return a
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
 
     def backward(self, delta: Tensor, a: Tensor) -> Tensor:
-        if self.op is None:
-            raise NotImplementedError(f"{type(self).__name__} defines no backward")
-        name, parameters = self.chosen
-        value = a.z if ENTRIES[name].of_input else a  # type: ignore[attr-defined]
-        result: Tensor = getattr(ops, f"{name}_backward")(delta, value, *parameters)
-        return result
+        raise NotImplementedError(f"{type(self).__name__} defines no backward")
 
     def forward(self, x: Tensor) -> Tensor:
         return self(x)
@@ -115,8 +98,36 @@ class Activation(Layer):
         return self.a
 
     def __repr__(self) -> str:
-        names = ENTRIES[self.op].parameters if self.op else ()
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        return f"{type(self).__name__}()"
+
+
+def computed_by(op: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: gives a class, with the parameters as attributes, methods of its own that call the op."""
+    entry, names = ENTRIES[op], tuple(ENTRIES[op].parameters)
+
+    def decorate(cls: type[T]) -> type[T]:
+        def call(self: T, z: Tensor) -> Tensor:
+            a: Tensor = getattr(ops, op)(z, *[getattr(self, name) for name in names])
+            if entry.of_input:
+                a.z = z  # type: ignore[attr-defined]
+            return a
+
+        def backward(self: T, delta: Tensor, a: Tensor) -> Tensor:
+            value = a.z if entry.of_input else a  # type: ignore[attr-defined]
+            result: Tensor = getattr(ops, f"{op}_backward")(delta, value, *[getattr(self, name) for name in names])
+            return result
+
+        def shown(self: T) -> str:
+            parameters = (f"{name}={getattr(self, name)!r}" for name in names)
+            return f"{type(self).__name__}({', '.join(parameters)})"
+
+        cls.op = op
+        for name, method in {"__call__": call, "backward": backward, "__repr__": shown}.items():
+            method.__qualname__ = f"{cls.__qualname__}.{name}"
+            setattr(cls, name, method)
+        return replaceable(cls)
+
+    return decorate
 
 
 @replaceable
@@ -132,32 +143,26 @@ class Linear(Activation):
         return delta
 
 
-@replaceable
+@computed_by("relu")
 class ReLU(Activation):
     """f(z) = max(z, 0)."""
-
-    op = "relu"
 
 
 #: The documents' name.
 RelU = ReLU
 
 
-@replaceable
+@computed_by("sigmoid")
 class Sigmoid(Activation):
     """f(z) = 1 / (1 + exp(-z))."""
 
-    op = "sigmoid"
 
-
-@replaceable
+@computed_by("tanh")
 class Tanh(Activation):
     """f(z) = tanh(z)."""
 
-    op = "tanh"
 
-
-@replaceable
+@computed_by("leaky_relu")
 class LeakyReLU(Activation):
     """f(z) = z where z > 0, else negative_slope z.
 
@@ -165,10 +170,8 @@ class LeakyReLU(Activation):
         negative_slope: at least 0.
     """
 
-    op = "leaky_relu"
-
     def __init__(self, negative_slope: float = 0.01):
-        (self.negative_slope,) = ENTRIES[self.op].values([negative_slope])
+        (self.negative_slope,) = ENTRIES["leaky_relu"].values([negative_slope])
 
 
 @replaceable
@@ -194,13 +197,20 @@ class Softmax(Activation):
 KINDS = {kind.op: kind for kind in Activation.__subclasses__()}
 
 
+def chosen(activation: Activation) -> Chosen:
+    """One of ours as the ops know it, its parameters checked."""
+    entry = ENTRIES[str(activation.op)]
+    if not entry.parameters:
+        return entry.usual
+    return Chosen(entry.name, entry.values([getattr(activation, name) for name in entry.parameters]))
+
+
 def fused(activation: Activation) -> Chosen | None:
     """The activation that ops.dense may compute in its place; None if it has to be called.
 
     Softmax has to be, so that its output carries the scores, and what is differentiated by its input, which the output
     carries too.
     """
-    if original(activation) in (None, Softmax):
+    if activation.op is None or original(activation) in (None, Softmax) or ENTRIES[activation.op].of_input:
         return None
-    chosen = activation.chosen
-    return None if chosen.entry.of_input else chosen
+    return chosen(activation)

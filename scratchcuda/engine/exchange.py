@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from scratchcuda.engine._patching import original
-from scratchcuda.engine.activations import KINDS, Activation, Layer, Linear
+from scratchcuda.engine.activations import KINDS, Activation, Layer, Linear, chosen
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.parameters import Slot, overlap, place_of
 from scratchcuda.nn.conversion import TORCHS
-from scratchcuda.ops._entries import ENTRIES
+from scratchcuda.ops import _entries
+from scratchcuda.ops._entries import MODULES, Chosen
 
-_ENTRIES = {entry.module: entry for entry in ENTRIES.values()}
-_KINDS: list[type[nn.Module]] = [nn.Linear, *_ENTRIES]
+_KINDS: list[type[nn.Module]] = [nn.Linear, *MODULES]
 #: The modules' forwards before anybody patches them.
 _FORWARDS = {kind: kind.forward for pair in TORCHS.items() for kind in pair} | {nn.Identity: nn.Identity.forward}
 
@@ -32,9 +32,12 @@ def layers_of(module: nn.Module) -> tuple[list[Layer], list[nn.Linear]]:
             _check_parameters(name, child, linears)
             linears[name] = child
             layers.append(Dense(len(child.weight)))
-            activation = KINDS[getattr(child, "activation", "none")](*getattr(child, "activation_parameters", ()))
-        elif kind in _ENTRIES:
-            activation = KINDS[_ENTRIES[kind].name](*_ENTRIES[kind].values_of(name, child))
+            along = Chosen("none")
+            if type(child) in TORCHS:  # ours
+                along = _entries.chosen(child.activation, child.activation_parameters)  # type: ignore[arg-type]
+            activation = KINDS[along.name](*along.parameters)
+        elif kind in MODULES:
+            activation = KINDS[MODULES[kind].name](*MODULES[kind].values_of(name, child))
         else:
             names = ", ".join(kind.__name__ for kind in _KINDS)
             raise TypeError(f"{name} is a {type(child).__name__}, expected one of {names}")
@@ -77,7 +80,7 @@ def sequential_of(layers: Sequence[Layer], slots: Sequence[Slot]) -> nn.Sequenti
         if not isinstance(activation, Activation) or type(activation) is not KINDS.get(activation.op):
             raise TypeError(f"layers[{i}] is {layer!r}, which torch.nn has no module for")
         if activation.op != "none":
-            modules.append(activation.chosen.module())
+            modules.append(chosen(activation).module())
     return nn.Sequential(*modules)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scratchcuda._ranges import name_of
 from scratchcuda.engine._patching import original
-from scratchcuda.engine.activations import Activation, Layer
+from scratchcuda.engine.activations import Activation, Layer, chosen
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
 from scratchcuda.engine.parameters import storage_of
@@ -133,7 +133,7 @@ def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int]) -> N
         if activation.op not in ENTRIES:
             return f"layers[{i}] {layer!r} has no call in the plan"
         if activation.op != "none":
-            stages.append(activation.chosen)
+            stages.append(chosen(activation))
         owners.append((layer, before, len(stages)))
     loss = {MSE: "mse", CrossEntropy: "cross_entropy"}.get(original(loss_f))  # type: ignore[arg-type]
     if loss is None:

@@ -7,6 +7,7 @@ exports, and the arguments that the kernels do not know, which each docstring na
 """
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -64,25 +65,32 @@ def linear(
 
 def _elementwise(entry: Elementwise) -> Callable[..., Tensor]:
     """Torch's function of this name, on the kernels but in place, or with arguments that these do not take."""
-    theirs = getattr(functional, entry.name)
+    theirs, forward = getattr(functional, entry.name), entry.forward
     names = (*entry.parameters, *(["inplace"] if "inplace" in entry.others else []))
 
     def function(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if _within_reach(input):
             given = dict(zip(names, args, strict=False)) | kwargs
-            if not given.get("inplace", False) and len(args) <= len(names) and all(name in names for name in given):
+            is_usual = len(given) == len(args) + len(kwargs) and all(name in names for name in given)
+            if is_usual and not given.get("inplace", False):
                 values = [given.get(name, parameter.default) for name, parameter in entry.parameters.items()]
                 if entry.takes(values) and (kernels := _kernels(entry.name, input)):
                     return _activation(kernels, input, entry.name, *values)
-        if kwargs or len(args) > len(entry.parameters):
+        if args or kwargs:
             result: Tensor = theirs(input, *args, **kwargs)
             return result
-        return entry.forward(input, *args)
+        return forward(input)
 
     function.__name__ = function.__qualname__ = entry.name
-    function.__doc__ = f"{getattr(ops, entry.name).__doc__} In place, or with other parameters, it is torch's own."
+    function.__code__ = function.__code__.replace(co_name=entry.name)  # for tracebacks
+    function.__doc__ = re.sub(r"\bz\b", "input", str(getattr(ops, entry.name).__doc__))
+    if names:
+        refused = [f"with a {name} that the ops refuse" for name in entry.parameters]
+        function.__doc__ += f" It is torch's own {' and '.join(['in place', *refused])}."
     if isinstance(theirs, FunctionType):  # others tell none
-        function.__signature__ = inspect.signature(theirs)  # type: ignore[attr-defined]
+        _, *others = inspect.signature(theirs).parameters.values()
+        first = inspect.Parameter("input", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Tensor)
+        function.__signature__ = inspect.Signature([first, *others], return_annotation=Tensor)  # type: ignore[attr-defined]
     return function
 
 

@@ -5,7 +5,7 @@ other state, so copies, pickles and checkpoints go both ways.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -78,21 +78,18 @@ class LazyLinear(torch.nn.LazyLinear, metaclass=StandIn):
 
 def _module(entry: Elementwise) -> Any:
     """Ours of torch.nn's class: its forward is our function of the same name."""
-    names = tuple(entry.parameters)
+    names, others = tuple(entry.parameters), tuple(entry.others.items())
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        function = getattr(functional, entry.name)
-        result: Tensor = function(input, *[getattr(self, name) for name in names], **_others(entry, self))
-        return result
+        function: Callable[..., Tensor] = getattr(functional, entry.name)
+        for argument, default in others:
+            if getattr(self, argument) != default:
+                return function(input, **{name: getattr(self, name) for name in (*names, *entry.others)})
+        return function(input, *[getattr(self, name) for name in names]) if names else function(input)
 
     name = entry.module.__name__
     forward.__qualname__ = f"{name}.forward"
     return StandIn(name, (entry.module,), {"__module__": __name__, "__doc__": f"torch.nn.{name}.", "forward": forward})
-
-
-def _others(entry: Entry, module: Any) -> dict[str, Any]:
-    """The arguments beside its parameters, but for defaults."""
-    return {name: value for name, default in entry.others.items() if (value := getattr(module, name)) != default}
 
 
 class Softmax(torch.nn.Softmax, metaclass=StandIn):
@@ -144,6 +141,8 @@ def computed_with(function: Any, following: Any, input: Any) -> Chosen | None:
         activation = _MODULES.get(following) if type(following) in _FUNCTIONS else following
         if not unfused(function, activation, input.dim()):
             entry = ACTIVATIONS[type(activation)]
+            if not entry.parameters:
+                return entry.usual
             return Chosen(entry.name, tuple(getattr(activation, name) for name in entry.parameters))
     return None
 
@@ -174,8 +173,9 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
     if layer.activation != "none":
         return "the layer before it has an activation already"
     entry = ACTIVATIONS[kind]
-    values = [getattr(activation, name) for name in entry.parameters]
-    if not entry.takes(values) or not _others(entry, activation).keys() <= {"inplace", *entry.known}:
+    if entry.parameters and not entry.takes([getattr(activation, name) for name in entry.parameters]):
+        return f"the kernels do not take {activation}"
+    if kind is not Softmax and entry.lacks(activation):
         return f"the kernels do not take {activation}"
     if kind is Softmax and activation.dim != -1 and (dims is None or activation.dim != dims - 1):
         return "it does not run over the last dimension"

@@ -187,6 +187,8 @@ def finite(name: str, value: Any, expected: str = "a finite number") -> float:
 
 def at_least(name: str, value: Any, least: float) -> float:
     """A finite number."""
+    if type(value) in (float, int) and -math.inf < value < math.inf and value >= least:  # torch.compile's follow this
+        return float(value)
     expected = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
     number = finite(name, value, expected)
     if number < least:

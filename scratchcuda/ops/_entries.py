@@ -6,7 +6,7 @@ conversions, costs, benchmarks, and what the tests hold the kernels to.
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -25,6 +25,9 @@ class Parameter(NamedTuple):
 
     default: float
     least: float = -math.inf
+
+    def takes(self, value: Any) -> bool:
+        return type(value) in (float, int) and self.least <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,12 @@ class Entry:
     known: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ENTRIES[self.name] = self
+        ENTRIES[self.name] = MODULES[self.module] = self
+
+    @cached_property
+    def usual(self) -> "Chosen":
+        """It, with the defaults of its parameters."""
+        return Chosen(self.name, tuple(parameter.default for parameter in self.parameters.values()))
 
     @cached_property
     def others(self) -> dict[str, Any]:
@@ -68,11 +76,6 @@ class Entry:
         arguments = inspect.signature(self.module).parameters.values()
         named = [argument for argument in arguments if argument.kind not in _VARIABLE]
         return {argument.name: argument.default for argument in named if argument.name not in self.parameters}
-
-    def backward(self, delta: Tensor, value: Tensor, *parameters: float) -> Tensor:
-        """``delta f'(z)``, with the defaults of the parameters if there are none."""
-        result: Tensor = self.gradient(delta, *self.arguments(value, *(parameters or self.values())))
-        return result
 
     def backward_in_place(self, delta: Tensor, value: Tensor, *parameters: float) -> Callable[[], object]:
         """The call that puts it in the place of delta."""
@@ -82,7 +85,7 @@ class Entry:
     def values(self, given: Sequence[float] = (), of: str = "") -> tuple[float, ...]:
         """These values of the parameters, checked, or their defaults if there are none; errors say ``of`` what."""
         if not given:
-            return tuple(parameter.default for parameter in self.parameters.values())
+            return self.usual.parameters
         if len(given) != len(self.parameters):
             raise ValueError(
                 f"activation_parameters has {len(given)} numbers, expected {len(self.parameters)} for {self.name}"
@@ -105,10 +108,14 @@ class Entry:
 
     def takes(self, given: Sequence[Any]) -> bool:
         """Whether the derivative is right with these values of the parameters."""
-        return all(
-            type(value) in (float, int) and math.isfinite(value) and value >= parameter.least
-            for value, parameter in zip(given, self.parameters.values(), strict=True)
-        )
+        return all(parameter.takes(value) for parameter, value in zip(self.parameters.values(), given, strict=True))
+
+    def lacks(self, module: nn.Module) -> bool:
+        """Whether a module has an argument that is computed otherwise here; in place is another matter."""
+        for argument, default in self.others.items():
+            if argument != "inplace" and getattr(module, argument) not in self.known.get(argument, (default,)):
+                return True
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +141,13 @@ class Elementwise(Entry):
         operation(schema, others=backward)(self.backward)
 
     def backward(self, delta: Tensor, value: Tensor, *parameters: float) -> Tensor:
+        """``delta f'(z)``, with the defaults of the parameters if there are none."""
+        parameters = parameters or self.usual.parameters
         if self.is_last and torch.is_grad_enabled() and (delta.requires_grad or value.requires_grad):
             result: Tensor = self.derivative(torch, delta, value, *parameters)
-            return result
-        return super().backward(delta, value, *parameters)
+        else:
+            result = self.gradient(delta, *self.arguments(value, *parameters))
+        return result
 
 
 class Chosen(NamedTuple):
@@ -156,14 +166,21 @@ class Chosen(NamedTuple):
         return self.entry.module(**options, **{name: values[-1] for name, values in self.entry.known.items()})
 
 
-def chosen(name: str, parameters: Sequence[float], known: Collection[str] | None = None) -> Chosen:
-    """An activation by the arguments of a dense layer, checked; of these names, or of all."""
-    _checks.one_of("activation", name, ENTRIES if known is None else known)
-    return Chosen(name, ENTRIES[name].values(parameters, f"{name}'s "))
+def chosen(name: str, parameters: Sequence[float], but: str = "") -> Chosen:
+    """An activation by the arguments of a dense layer, checked; of all but one, if there is one."""
+    if type(name) is not str or name not in ENTRIES or name == but:
+        _checks.one_of("activation", name, [each for each in ENTRIES if each != but])
+    if type(parameters) is tuple and not parameters:
+        return ENTRIES[name].usual
+    if isinstance(parameters, str | set | frozenset | Mapping) or not isinstance(parameters, Iterable):
+        raise TypeError(f"activation_parameters is {parameters!r}, expected a sequence of numbers")
+    return Chosen(name, ENTRIES[name].values(tuple(parameters), f"{name}'s "))
 
 
 #: By name, each that was made, in activations.py or softmax.py.
 ENTRIES: dict[str, Entry] = {}
+#: The same by torch's module.
+MODULES: dict[type[nn.Module], Entry] = {}
 
 
 def elementwise() -> list[Elementwise]:

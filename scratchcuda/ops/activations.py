@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scratchcuda.ops import _backend, _checks
-from scratchcuda.ops._entries import ENTRIES, Elementwise, Entry, Parameter
+from scratchcuda.ops._entries import Elementwise, Entry, Parameter
 
 __all__ = [
     "leaky_relu",
@@ -51,12 +51,14 @@ Elementwise(
 
 def relu(z: Tensor) -> Tensor:
     """``max(z, 0)``, any shape."""
-    return _forward("relu", z)
+    _checks.floating("z", z)
+    return _backend.serving("relu", z)(z)
 
 
 def relu_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta`` where ``a > 0``, else 0, with ``a = relu(z)``; both of one shape."""
-    return _backward("relu", delta, a)
+    _checks.outputs(delta, a)
+    return _backend.serving("relu_backward", delta, a)(delta, a)
 
 
 Elementwise(
@@ -74,12 +76,14 @@ Elementwise(
 
 def sigmoid(z: Tensor) -> Tensor:
     """``1 / (1 + exp(-z))``, any shape."""
-    return _forward("sigmoid", z)
+    _checks.floating("z", z)
+    return _backend.serving("sigmoid", z)(z)
 
 
 def sigmoid_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta a (1 - a)``, with ``a = sigmoid(z)``; both of one shape."""
-    return _backward("sigmoid", delta, a)
+    _checks.outputs(delta, a)
+    return _backend.serving("sigmoid_backward", delta, a)(delta, a)
 
 
 Elementwise(
@@ -97,12 +101,14 @@ Elementwise(
 
 def tanh(z: Tensor) -> Tensor:
     """``tanh(z)``, any shape."""
-    return _forward("tanh", z)
+    _checks.floating("z", z)
+    return _backend.serving("tanh", z)(z)
 
 
 def tanh_backward(delta: Tensor, a: Tensor) -> Tensor:
     """``delta (1 - a^2)``, with ``a = tanh(z)``; both of one shape."""
-    return _backward("tanh", delta, a)
+    _checks.outputs(delta, a)
+    return _backend.serving("tanh_backward", delta, a)(delta, a)
 
 
 Elementwise(
@@ -122,20 +128,13 @@ Elementwise(
 
 def leaky_relu(z: Tensor, negative_slope: float = 0.01) -> Tensor:
     """``z`` where ``z > 0``, else ``negative_slope z``, any shape; the slope is at least 0."""
-    return _forward("leaky_relu", z, negative_slope)
+    _checks.floating("z", z)
+    slope = _checks.non_negative("negative_slope", negative_slope)
+    return _backend.serving("leaky_relu", z)(z, slope)
 
 
 def leaky_relu_backward(delta: Tensor, a: Tensor, negative_slope: float = 0.01) -> Tensor:
     """``delta`` where ``a > 0``, else ``negative_slope delta``, with ``a = leaky_relu(z)``; both of one shape."""
-    return _backward("leaky_relu", delta, a, negative_slope)
-
-
-def _forward(name: str, z: Tensor, *parameters: float) -> Tensor:
-    _checks.floating("z", z)
-    return _backend.serving(name, z)(z, *ENTRIES[name].values(parameters))
-
-
-def _backward(name: str, delta: Tensor, value: Tensor, *parameters: float) -> Tensor:
-    entry = ENTRIES[name]
-    _checks.outputs(delta, value, "z" if entry.of_input else "a")
-    return _backend.serving(f"{name}_backward", delta, value)(delta, value, *entry.values(parameters))
+    _checks.outputs(delta, a)
+    slope = _checks.non_negative("negative_slope", negative_slope)
+    return _backend.serving("leaky_relu_backward", delta, a)(delta, a, slope)

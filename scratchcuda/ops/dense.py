@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from scratchcuda.ops import _backend, _checks
 from scratchcuda.ops._entries import ENTRIES, chosen
-from scratchcuda.ops._registry import operation
+from scratchcuda.ops._registry import operation, twins
 from scratchcuda.ops.sgd import sgd_update_twin
 
 __all__ = ["dense", "dense_backward_input", "dense_backward_weights", "dense_update_"]
@@ -74,7 +74,8 @@ def dense_backward_input_twin(
     dx = delta @ w.mT
     if a is None or activation == "none":
         return dx
-    return ENTRIES[activation].backward(dx, a, *activation_parameters)
+    result: Tensor = getattr(twins, f"{activation}_backward")(dx, a, *activation_parameters)
+    return result
 
 
 def dense_backward_input(
@@ -99,7 +100,7 @@ def dense_backward_input(
     _checks.floating("delta", delta)
     _check_weights("delta", delta, w)
     _checks.features("delta", delta, w.shape[1])
-    name, values = chosen(activation, activation_parameters, [name for name in ENTRIES if name != "softmax"])
+    name, values = chosen(activation, activation_parameters, but="softmax")
     if activation == "none":
         return _backend.serving("dense_backward_input", delta, w)(delta, w)
     if a is None:

@@ -157,7 +157,7 @@ class GraphPlan(FitPath):
             yield value
 
     def _loss(self, y_pred: Tensor, y: Tensor) -> Tensor:
-        op = ops.mse_step_ if self.network.loss == "mse" else ops.cross_entropy_step_
+        op = getattr(ops, f"{self.network.loss}_step_")
         with named("loss"):
             return op(y_pred, y, self.captured.losses, self.captured.step)
 
