@@ -13,6 +13,7 @@ from trajectories import assert_same_trajectory
 import scratchcuda
 from scratchcuda import Dense, InputLayer, Model, Tanh
 from scratchcuda.engine.activations import chosen
+from scratchcuda.nn import layers
 from scratchcuda.ops import _entries
 from scratchcuda.ops._entries import ENTRIES
 
@@ -167,8 +168,18 @@ def test_parameters_of_activations_are_kept(entry):
 
 
 def test_an_argument_that_ours_lacks_is_refused(monkeypatch):
-    monkeypatch.setattr(_entries, "ENTRIES", {})
+    for name in ("ENTRIES", "MODULES"):
+        monkeypatch.setattr(_entries, name, dict(getattr(_entries, name)))
     gelu = dataclasses.replace(ENTRIES["none"], name="gelu", module=nn.GELU)
     assert gelu.values_of("module[1]", nn.GELU()) == ()
     with pytest.raises(ValueError, match=r"module\[1\] is GELU\(approximate='tanh'\), expected approximate='none'"):
         gelu.values_of("module[1]", nn.GELU("tanh"))
+    monkeypatch.setitem(layers.ACTIVATIONS, nn.GELU, gelu)
+    reason = layers.unfused(scratchcuda.nn.Linear(2, 2), nn.GELU("tanh"))
+    assert reason == "the kernels do not take GELU(approximate='tanh')"
+
+
+def test_what_a_linear_of_torchs_has_besides_is_its_own():
+    layer = linear(5, 3)
+    layer.activation, layer.activation_parameters = "relu", (1, 2)
+    assert repr(Model.from_torch(nn.Sequential(layer)).layers) == "[Dense(3, Linear())]"

@@ -272,6 +272,51 @@ class Swish(sc.Activation):
         return delta * (a + s * (1 - a))
 
 
+class Unknown(Swish):
+    op = "swish"
+
+
+class Sloped(sc.Activation):
+    op = "leaky_relu"  # of other attributes than ours
+
+    def __call__(self, z):
+        return torch.where(z > 0, z, z / 2)
+
+    def backward(self, delta, a):
+        return torch.where(a > 0, delta, delta / 2)
+
+
+class Called(sc.ReLU):
+    op = None
+
+
+class Renamed(sc.Tanh):
+    def backward(self, delta, a):
+        return delta * (1 - a**2)
+
+
+@pytest.mark.parametrize("own", [Swish, Unknown, Sloped, Called, Renamed])
+def test_activations_of_users_train_layer_by_layer(own):
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, 3, dtype=torch.float64)
+    model = Model([InputLayer(5), Dense(4, own()), own(), Dense(3)], dtype=torch.float64)
+    net = [lambda x, i=i: x @ model.layers[i].w + model.layers[i].b for i in (0, 2)]
+    leaves = [model.layers[i].w.requires_grad_() for i in (0, 2)]
+    loss = (net[1](own()(own()(net[0](x)))) - y).square().mean()
+    expected = [(w - 0.1 * g).detach() for w, g in zip(leaves, torch.autograd.grad(loss, leaves), strict=True)]
+    for w in leaves:
+        w.requires_grad_(False)
+    history = model.fit(x, y, 1, 0.1, 20, verbose=False)
+    assert (history.path, repr(own())) == ("general", f"{own.__name__}()")
+    torch.testing.assert_close([model.layers[i].w for i in (0, 2)], expected)
+
+
+def test_a_patch_of_the_base_class_leaves_ours_alone(monkeypatch):
+    monkeypatch.setattr(sc.Activation, "__call__", lambda self, z: 1 / 0)
+    monkeypatch.setattr(sc.Activation, "backward", lambda self, delta, a: 1 / 0)
+    z = torch.randn(3, 2)
+    torch.testing.assert_close(sc.Tanh().backward(z, sc.Tanh()(z)), z * (1 - z.tanh() ** 2))
+
+
 class Scale(sc.Layer):
     is_trainable = True
     parameter_names = ("scale",)

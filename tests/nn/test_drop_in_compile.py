@@ -19,6 +19,19 @@ def test_compiled(nn, sgd):
     return [first, torch.autograd.grad(step(X), list(net.parameters()))]
 
 
+@as_torch(*DENSE, "leaky_relu", "leaky_relu_backward")
+def test_compiled_with_several_parameters(nn, sgd):
+    """The default, which the dispatcher leaves out, and others, of which the compiler makes a symbol."""
+    found = []
+    for slope in (0.01, 0.1, 0.2):
+        layers = [nn.Linear(5, 5), nn.LeakyReLU(slope), nn.Linear(5, 5)]
+        net = nn.Sequential(*layers, nn.LeakyReLU(slope), nn.LeakyReLU(slope)).double()
+        scratchcuda.nn.convert(net, fuse=True)
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        found.append(torch.autograd.grad(compiled(X).sum(), list(net.parameters())))
+    return found
+
+
 @as_torch(*DENSE, "tanh", "tanh_backward", "cross_entropy", "sgd_update_")
 def test_compiled_by_inductor(nn, sgd):
     net, loss_f, losses = network(nn), nn.CrossEntropyLoss(), []

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from drop_in import CLASSES, DENSE, ROWS, X, as_torch, assert_as_torch, gradients, network, outcome, rand
@@ -182,12 +183,48 @@ def test_what_kernels_do_not_take(nn, sgd):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: scratchcuda.nn.Linear(2, 2, activation="gelu"),
-        lambda: scratchcuda.nn.functional.linear(X, rand(3, 5), activation="gelu"),
+        lambda: scratchcuda.nn.Linear(2, 2, activation="swish"),
+        lambda: scratchcuda.nn.functional.linear(X, rand(3, 5), activation="swish"),
     ],
 )
 def test_activations_that_there_are(call):
-    with pytest.raises(
-        ValueError, match=f"activation is 'gelu', expected one of {', '.join(scratchcuda.ops.ACTIVATIONS)}$"
-    ):
+    names = ", ".join(scratchcuda.ops.ACTIVATIONS)
+    with pytest.raises(ValueError, match=f"activation is 'swish', expected one of {names}$"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (0.2, TypeError, "activation_parameters is 0.2, expected a sequence of numbers"),
+        (None, TypeError, "activation_parameters is None, expected a sequence of numbers"),
+        ("0.2", TypeError, "activation_parameters is '0.2', expected a sequence of numbers"),
+        ({0.2}, TypeError, "activation_parameters is {0.2}, expected a sequence of numbers"),
+        (["a"], TypeError, "leaky_relu's negative_slope is 'a'"),
+        (torch.tensor([0.1, 0.2]), ValueError, "activation_parameters has 2 numbers, expected 1 for leaky_relu"),
+        ([-1], ValueError, "leaky_relu's negative_slope is -1.0, expected a finite number of at least 0"),
+    ],
+)
+def test_parameters_of_an_activation_are_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        scratchcuda.nn.Linear(5, 5, activation="leaky_relu", activation_parameters=given)
+    with pytest.raises(error, match=message):
+        scratchcuda.nn.functional.linear(X, rand(3, 5), None, "leaky_relu", given)
+
+
+@as_torch("dense", "leaky_relu")
+def test_parameters_of_an_activation_come_as_any_sequence(nn, sgd):
+    w = rand(3, 5)
+    along = {"activation": "leaky_relu"}
+    found = [nn.functional.leaky_relu(nn.functional.linear(X, w), 0.0)]
+    if nn is scratchcuda.nn:
+        given = ([0.0], (0,), torch.tensor([0.0]), np.array([0.0]))
+        return found + [nn.functional.linear(X, w, **along, activation_parameters=each) for each in given]
+    return found * 5
+
+
+@as_torch()
+def test_arguments_given_twice(nn, sgd):
+    f = nn.functional
+    calls = [lambda: f.relu(X, True, inplace=False), lambda: f.leaky_relu(X, 0.1, negative_slope=0.2)]
+    return [outcome(call) for call in (*calls, lambda: f.tanh(X, inplace=False), lambda: f.relu(X, False, False))]
