@@ -169,9 +169,15 @@ __device__ void read_runs(Accumulator<T> (&values)[count], const T* row, int ran
 // An Epilogue has operator()(i, j, c_ij), called once for each element by one thread, and along_rows, true if
 // neighbours in its memory are neighbours along i. If its column_sums is true, it also has column_sum(j, sum_k b_kj),
 // called once for each column.
-// Two blocks fit on a multiprocessor, unless the sums are of 8 bytes: their registers do not.
+// Two blocks fit on a multiprocessor, unless the sums are of 8 bytes: their registers do not. Five fit of 128 threads
+// and values of 16 bits, however many activations an epilogue chooses from.
+template <class T, class Shape>
+constexpr int blocks_that_fit = sizeof(T) == 8                            ? 1
+                                : sizeof(T) == 2 && Shape::threads == 128 ? 5
+                                                                          : 2;
+
 template <class T, class Shape, class Epilogue>
-__global__ void __launch_bounds__(Shape::threads, sizeof(T) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(Shape::threads, blocks_that_fit<T, Shape>)
     matmul(const __grid_constant__ Product<T> product, const __grid_constant__ Epilogue epilogue) {
     using A = Accumulator<T>;
     constexpr int a_tile = Shape::depth * pitch<T, Shape::rows>, b_tile = Shape::depth * pitch<T, Shape::columns>;
