@@ -1,5 +1,5 @@
-// Checks of arguments, worded as those of scratchcuda/ops/_checks.py, which raise TypeError and ValueError before an op is
-// called; these make the raw ops as safe. Every error names the argument, what it got and what it expects.
+// Checks of arguments, worded as those of scratchcuda/ops/_checks.py, which raise TypeError and ValueError before an op
+// is called; these make the raw ops as safe. Every error names the argument, what it got and what it expects.
 #pragma once
 
 #include <algorithm>
