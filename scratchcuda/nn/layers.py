@@ -175,7 +175,7 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
     entry = ACTIVATIONS[kind]
     if entry.parameters and not entry.takes([getattr(activation, name) for name in entry.parameters]):
         return f"the kernels do not take {activation}"
-    if kind is not Softmax and entry.lacks(activation):
+    if kind is not Softmax and entry.lacking(activation):
         return f"the kernels do not take {activation}"
     if kind is Softmax and activation.dim != -1 and (dims is None or activation.dim != dims - 1):
         return "it does not run over the last dimension"

@@ -99,23 +99,23 @@ class Entry:
         Raises:
             ValueError: if it has one that ours lacks, or a value that ours does not take.
         """
-        for argument, default in self.others.items():
-            known = self.known.get(argument, (default,))
-            if argument != "inplace" and getattr(module, argument) not in known:
-                expected = " or ".join(f"{argument}={value!r}" for value in known)
-                raise ValueError(f"{name} is {module}, expected {expected}")
+        for argument, known in self.lacking(module).items():
+            expected = " or ".join(f"{argument}={value!r}" for value in known)
+            raise ValueError(f"{name} is {module}, expected {expected}")
         return self.values([getattr(module, parameter) for parameter in self.parameters], f"{name}.")
 
     def takes(self, given: Sequence[Any]) -> bool:
         """Whether the derivative is right with these values of the parameters."""
         return all(parameter.takes(value) for parameter, value in zip(self.parameters.values(), given, strict=True))
 
-    def lacks(self, module: nn.Module) -> bool:
-        """Whether a module has an argument that is computed otherwise here; in place is another matter."""
-        for argument, default in self.others.items():
-            if argument != "inplace" and getattr(module, argument) not in self.known.get(argument, (default,)):
-                return True
-        return False
+    def lacking(self, module: nn.Module) -> dict[str, tuple[Any, ...]]:
+        """The arguments of a module that are others than are computed here, and what they would have to be."""
+        return {argument: known for argument, known in self._computed.items() if getattr(module, argument) not in known}
+
+    @cached_property
+    def _computed(self) -> dict[str, tuple[Any, ...]]:
+        others = {argument: default for argument, default in self.others.items() if argument != "inplace"}
+        return {argument: self.known.get(argument, (default,)) for argument, default in others.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
