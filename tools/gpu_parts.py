@@ -63,7 +63,7 @@ def build(check: "Check") -> Found:
 
 def emulator(check: "Check") -> Found:
     """Here, so that not every part builds one."""
-    status, output = check.python("-c", "from scratchcuda import _emulator; _emulator.current()", most=120)
+    status, output = check.python("-c", "from scratchcuda.ops import _emulator; _emulator.current()", most=120)
     return {"passed": status == 0, "text": "built, or in the cache" if status == 0 else ended(status, output)}
 
 

@@ -28,7 +28,7 @@ CUDA_BASE = os.environ.get("CUDA_VENV")
 needs_cuda_torch = pytest.mark.skipif(not CUDA_BASE, reason="CUDA_VENV names no environment with a CUDA torch")
 
 #: What a first CUDA tensor does.
-FIRST_USE = "from scratchcuda import _backend; print(_backend.kernels_missing() or 'ready')"
+FIRST_USE = "from scratchcuda.ops import _backend; print(_backend.kernels_missing() or 'ready')"
 CPU_TORCH = f"torch {torch.__version__} is built without CUDA; pip install --force-reinstall torch\n"
 NO_TOOLKIT_CURE = "pip install 'cuda-toolkit[nvcc,cccl,crt,nvvm]==13.0.*'"
 
