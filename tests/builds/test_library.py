@@ -146,8 +146,9 @@ def test_of_two_processes_one_builds(ending, ran, bare):
     place = f"import sys; sys.path.insert(0, {str(library.PACKAGE)!r})\n"  # as setup.py does, which needs no torch
     script.write_text(f"{place}from _build.library import Library\nLibrary{tuple(recipe)!r}.built()\n")
     start = lambda: subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)  # noqa: E731
+    (bare / "log").touch()
     ended = start()
-    while not (bare / "log").exists():
+    while not (bare / "log").read_text():
         assert ended.poll() is None, ended.stderr.read()
     both = [start(), start()]
     ended.send_signal(signal.Signals[ending])
