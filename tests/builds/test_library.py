@@ -144,6 +144,7 @@ def test_of_two_processes_one_builds(ending, ran, bare):
     calls, link = [[str(compiler), "-fPIC", str(source)]], ["g++", "-shared"]
     recipe = Library("tiny", "the tiny one", "", calls, link, [], {})
     place = f"import sys; sys.path.insert(0, {str(library.PACKAGE)!r})\n"  # as setup.py does, which needs no torch
+    place += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which may be ignored here
     script.write_text(f"{place}from _build.library import Library\nLibrary{tuple(recipe)!r}.built()\n")
     start = lambda: subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)  # noqa: E731
     (bare / "log").touch()
