@@ -202,7 +202,7 @@ def chosen(activation: Activation) -> Chosen:
     entry = ENTRIES[str(activation.op)]
     if not entry.parameters:
         return entry.usual
-    return Chosen(entry.name, entry.values([getattr(activation, name) for name in entry.parameters]))
+    return Chosen(entry.name, entry.values(entry.of(activation).parameters))
 
 
 def fused(activation: Activation) -> Chosen | None:

@@ -140,10 +140,7 @@ def computed_with(function: Any, following: Any, input: Any) -> Chosen | None:
     if type(function) is Linear and type(input) in _TENSORS:
         activation = _MODULES.get(following) if type(following) in _FUNCTIONS else following
         if not unfused(function, activation, input.dim()):
-            entry = ACTIVATIONS[type(activation)]
-            if not entry.parameters:
-                return entry.usual
-            return Chosen(entry.name, tuple(getattr(activation, name) for name in entry.parameters))
+            return ACTIVATIONS[type(activation)].of(activation)
     return None
 
 
@@ -173,7 +170,7 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
     if layer.activation != "none":
         return "the layer before it has an activation already"
     entry = ACTIVATIONS[kind]
-    if entry.parameters and not entry.takes([getattr(activation, name) for name in entry.parameters]):
+    if entry.parameters and not entry.takes(entry.of(activation).parameters):
         return f"the kernels do not take {activation}"
     if kind is not Softmax and entry.lacking(activation):
         return f"the kernels do not take {activation}"

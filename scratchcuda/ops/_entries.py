@@ -70,6 +70,12 @@ class Entry:
         """It, with the defaults of its parameters."""
         return Chosen(self.name, tuple(parameter.default for parameter in self.parameters.values()))
 
+    def of(self, owner: object) -> "Chosen":
+        """It, with the parameters that an object has as attributes, as they are."""
+        if not self.parameters:
+            return self.usual
+        return Chosen(self.name, tuple(getattr(owner, name) for name in self.parameters))
+
     @cached_property
     def others(self) -> dict[str, Any]:
         """The other arguments of the module, with their defaults."""
@@ -102,7 +108,7 @@ class Entry:
         for argument, known in self.lacking(module).items():
             expected = " or ".join(f"{argument}={value!r}" for value in known)
             raise ValueError(f"{name} is {module}, expected {expected}")
-        return self.values([getattr(module, parameter) for parameter in self.parameters], f"{name}.")
+        return self.values(self.of(module).parameters, f"{name}.")
 
     def takes(self, given: Sequence[Any]) -> bool:
         """Whether the derivative is right with these values of the parameters."""
