@@ -4,7 +4,8 @@
 # make lint    ruff, clang-format, mypy
 # make try KERNEL=dense    after an edit in csrc/kernels: its tests, then a training on the emulator beside torch.nn
 # make cuda-build   the CUDA extension from nothing, beside a CUDA torch in an environment of its own, and its tests
-# make install-check   install in the ways and circumstances that are known to go wrong elsewhere, in fresh environments
+# make install-check   install in the ways and circumstances that are known to go wrong elsewhere, in fresh environments;
+#              and add an activation to a copy, as CONTRIBUTING.md says
 # make sanitize   the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer
 # make kernel-report   registers, occupancy and instructions of each kernel, by nvcc, into docs/kernels.md
 # make mutants    break each kernel line by line, and see whether the tests notice, into docs/emulator.md
@@ -57,6 +58,7 @@ cuda-build: $(CUDA_VENV)/.ready
 
 install-check: $(READY) $(CUDA_VENV)/.ready
 	CUDA_VENV=$(CUDA_VENV) $(BIN)/python -m pytest -m slow --backend tensor tests/builds/test_install.py $(ARGS)
+	$(BIN)/python -m pytest -m slow --backend emulator tests/test_contributing.py
 
 # A CUDA build of torch and what tests need, without this package.
 $(CUDA_VENV)/.ready: constraints.txt
@@ -68,7 +70,7 @@ $(CUDA_VENV)/.ready: constraints.txt
 
 # Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.
 RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations or batch)))) or (float16 and layouts and small) \
-  or losses_bits or (sgd and rows and nesterov)
+  or losses_bits or entropy_bits or (sgd and rows and nesterov)
 
 sanitize: $(READY)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator address) && env $$variables \
@@ -80,7 +82,7 @@ sanitize: $(READY)
 OUT ?= build/gpu-check
 RUN ?= first
 # What the sanitizers watch on a GPU, where it is in no hurry as here.
-WATCHED := $(RACES) or (float32 and (losses or batch or activation_below) and (rows or of_a_step))
+WATCHED := $(RACES) or (float32 and (losses or entropy or batch or activation_below) and (rows or of_a_step))
 
 gpu-check:
 	$(PYTHON) tools/gpu_check.py $(or $(PARTS),$(RUN)) --out '$(OUT)' --select '$(WATCHED)' $(ARGS)

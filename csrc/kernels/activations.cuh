@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cmath>
-#include <type_traits>
 
 #include "launchers.h"
+#include "list.cuh"
 
 namespace scratchcuda {
 
@@ -69,17 +69,92 @@ struct LeakyRelu : Formula {
     }
 };
 
-template <class... F>
-struct List {
-    static_assert(((F::parameters <= most_parameters) && ...));
+struct Elu : Formula {
+    static constexpr const char* name = "elu";
+    static constexpr int parameters = 1;  // alpha
+    static constexpr bool of_input = true;
+    template <class A>
+    static __device__ A forward(A z, const A* alpha) {
+        return z > 0 ? z : alpha[0] * std::expm1(z);
+    }
+    template <class A>
+    static __device__ A backward(A delta, A z, const A* alpha) {
+        return z <= 0 ? delta * alpha[0] * std::exp(z) : delta;
+    }
 };
-using Activations = List<Relu, Sigmoid, Tanh, LeakyRelu>;
 
-template <class F, class... Others>
-constexpr int32_t index_of(List<Others...>) {
+struct Softplus : Formula {
+    static constexpr const char* name = "softplus";
+    static constexpr int parameters = 2;  // beta and the threshold
+    static constexpr bool of_input = true;
+    template <class A>
+    static __device__ A forward(A z, const A* p) {
+        return p[0] * z > p[1] ? z : std::log1p(std::exp(p[0] * z)) / p[0];
+    }
+    template <class A>
+    static __device__ A backward(A delta, A z, const A* p) {
+        return p[0] * z > p[1] ? delta : delta / (A(1) + std::exp(-p[0] * z));
+    }
+};
+
+struct Silu : Formula {
+    static constexpr const char* name = "silu";
+    static constexpr bool of_input = true;
+    template <class A>
+    static __device__ A forward(A z, const A*) {
+        return z / (A(1) + std::exp(-z));
+    }
+    template <class A>
+    static __device__ A backward(A delta, A z, const A*) {
+        const A s = A(1) / (A(1) + std::exp(-z));
+        return delta * s * (A(1) + z * (A(1) - s));
+    }
+};
+
+// By erfc, which keeps its digits where 1 + erf loses them.
+struct Gelu : Formula {
+    static constexpr const char* name = "gelu";
+    static constexpr bool of_input = true;
+    static constexpr double sqrt_half = 0.70710678118654752440, density = 0.39894228040143267794;  // 1 / sqrt(2 pi)
+    template <class A>
+    static __device__ A forward(A z, const A*) {
+        return A(0.5) * z * std::erfc(A(-sqrt_half) * z);
+    }
+    template <class A>
+    static __device__ A backward(A delta, A z, const A*) {
+        return delta * (A(0.5) * std::erfc(A(-sqrt_half) * z) + z * (A(density) * std::exp(A(-0.5) * z * z)));
+    }
+};
+
+// (1 + tanh(u)) / 2 as 1 / (1 + exp(-2 u)), for the same reason.
+struct GeluTanh : Formula {
+    static constexpr const char* name = "gelu_tanh";
+    static constexpr bool of_input = true;
+    static constexpr double slope = 1.59576912160573071176, cubic = 0.044715;  // of 2 u; sqrt(8 / pi)
+    template <class A>
+    static __device__ A forward(A z, const A*) {
+        return z / (A(1) + std::exp(A(-slope) * z * (A(1) + A(cubic) * z * z)));
+    }
+    template <class A>
+    static __device__ A backward(A delta, A z, const A*) {
+        const A square = z * z, s = A(1) / (A(1) + std::exp(A(-slope) * z * (A(1) + A(cubic) * square)));
+        return delta * s * (A(1) + A(slope) * z * (A(1) - s) * (A(1) + A(3 * cubic) * square));
+    }
+};
+
+using Activations = List<Relu, Sigmoid, Tanh, LeakyRelu, Elu, Softplus, Silu, Gelu, GeluTanh>;
+
+template <class... F>
+constexpr bool have_room(List<F...>) {
+    return ((F::parameters <= most_parameters) && ...);
+}
+static_assert(have_room(Activations{}));
+
+// Whether f's derivative is a formula of its input; none has none.
+template <class... F>
+bool derives_from_input(const Activation& f, List<F...>) {
     int32_t index = 0;
-    static_cast<void>(((std::is_same_v<F, Others> || (++index, false)) || ...));
-    return index;
+    return ((f.index == index++ && F::of_input) || ...);
 }
 
 // Its parameters as the kernels take them.
@@ -92,8 +167,9 @@ struct Parameters {
     }
 };
 
-// An activation that a kernel chooses as it runs; of none, z and delta stay what they are.
-template <class A>
+// An activation that a kernel chooses as it runs, among those whose derivative is in terms of the input, or among the
+// others: so neither takes the registers of both. Of none, z and delta stay what they are.
+template <class A, bool of_input>
 struct Chosen {
     int32_t index;
     Parameters<A> parameters;
@@ -113,7 +189,7 @@ struct Chosen {
     template <class Body, class... F>
     __device__ void visit(List<F...>, Body body) const {
         int32_t i = 0;
-        static_cast<void>(((index == i++ && (body(F{}), true)) || ...));
+        static_cast<void>(((index == i++ && F::of_input == of_input && (body(F{}), true)) || ...));
     }
 };
 

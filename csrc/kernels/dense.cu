@@ -6,6 +6,11 @@
 // and many terms when a batch is large and a layer small: then the rows of the batch are shared out to several blocks,
 // each writes its partial sums, and a second kernel adds these in order, a thread an output.
 //
+// An activation whose derivative is in terms of its input z = x w + b has epilogues of its own, instantiations beside
+// those of the others, which so take no more registers. The forward of a training step stores z beside a, from the one
+// launch: m o s bytes more, which its backward reads in the place of a. Without a backward z is not kept. The layer
+// above reads a, so a plan keeps both.
+//
 // Least work for x (m, i), w (i, o) of s bytes an element: each product takes 2 m i o operations, and moves (m i + i o
 // + m o) s bytes. Bias, activation, column sums and update add no bytes but the bias, and read w once; g' reads x.
 
@@ -14,23 +19,29 @@
 
 namespace scratchcuda {
 
-// Of x w: adds the bias, if there is one, applies f, stores. Of delta w^T: multiplies by f' in terms of `values`, f's
-// outputs or inputs, if they are there.
-template <class T>
+// Of x w: adds the bias, if there is one, applies f, stores; if f' is in terms of the input, stores that in `values`,
+// if these are there. Of delta w^T, backward: multiplies by f' in terms of `values`, f's outputs or inputs.
+template <class T, bool of_input>
 struct StoreOutput {
     static constexpr bool column_sums = false;
     Matrix<T> out;
     const T* bias;
     int64_t bias_stride;
     Matrix<T> values;
-    Chosen<Accumulator<T>> f;
+    bool backward;
+    Chosen<Accumulator<T>, of_input> f;
     bool along_rows;
 
     __device__ void operator()(int64_t i, int64_t j, Accumulator<T> value) const {
-        if (values.data) {  // rounded before, so that the bits are those of two kernels
+        if (backward) {  // rounded before, so that the bits are those of two kernels
             value = f.backward(widen(narrow<T>(value)), widen(values.at(i, j)));
         } else {
             if (bias) value += widen(bias[j * bias_stride]);
+            if constexpr (of_input) {  // for the same reason, and the same without a backward to come
+                const T z = narrow<T>(value);
+                if (values.data) values.at(i, j) = z;
+                value = widen(z);
+            }
             value = f.forward(value);
         }
         out.at(i, j) = narrow<T>(value);
@@ -103,19 +114,22 @@ static int64_t splits(int64_t m, int64_t n_in, int64_t n_out, Tile tile) {
     return std::max<int64_t>(1, std::min(room, m / least_rows));
 }
 
-// f(x w + b), or, with w transposed and no bias, x w^T, times f' where there are values of f.
-static cudaError_t launch_product(const Tensor& x, const Tensor& w, bool transposed, const Tensor* b,
+// f(x w + b), whose input goes into `values`, if they are there; or, backward, x w^T, times f' where there are values
+// of f.
+template <bool of_input>
+static cudaError_t launch_product(const Tensor& x, const Tensor& w, bool backward, const Tensor* b,
                                   const Tensor* values, const Tensor& out, const Activation& f, Tile tile,
                                   cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         Matrix<T> a, factor;
-        StoreOutput<T> store{{}, nullptr, 0, {}, Chosen<Accumulator<T>>(f), false};
+        StoreOutput<T, of_input> store{{},   nullptr, 0, {}, backward && values, Chosen<Accumulator<T>, of_input>(f),
+                                       false};
         if (!as_matrix(x, a) || !as_matrix(w, factor) || !as_matrix(out, store.out)) return cudaErrorInvalidValue;
         if (values && !as_matrix(*values, store.values)) return cudaErrorInvalidValue;
         if (b) store.bias = static_cast<const T*>(b->data), store.bias_stride = b->stride[0];
         store.along_rows = store.out.along_rows();
-        if (transposed) factor = factor.transposed();
+        if (backward) factor = factor.transposed();
         const int64_t m = a.rows.length, n = factor.columns.length;
         if (m == 0 || n == 0) return cudaSuccess;
         return launch_matmul(choose_tile(tile, m, n), a, factor, 1, store, stream);
@@ -145,13 +159,16 @@ static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const T
     });
 }
 
-cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, Activation f, Tile tile, cudaStream_t stream) {
-    return launch_product(x, w, false, b, nullptr, a, f, tile, stream);
+cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, const Tensor* z, Activation f, Tile tile,
+                          cudaStream_t stream) {
+    const auto launch = derives_from_input(f, Activations{}) ? launch_product<true> : launch_product<false>;
+    return launch(x, w, false, b, z, a, f, tile, stream);
 }
 
 cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activation f, Tensor dx, Tile tile,
                                  cudaStream_t stream) {
-    return launch_product(delta, w, true, nullptr, a, dx, f, tile, stream);
+    const auto launch = derives_from_input(f, Activations{}) ? launch_product<true> : launch_product<false>;
+    return launch(delta, w, true, nullptr, a, dx, f, tile, stream);
 }
 
 cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,

@@ -32,8 +32,10 @@ struct Tensor {
     const int64_t* stride;
 };
 
-// a (..., n_out) = f(x (..., n_in) w (n_in, n_out) + b (n_out,)); b may be null
-cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, Activation f, Tile tile, cudaStream_t stream);
+// a (..., n_out) = f(z), z (..., n_out) = x (..., n_in) w (n_in, n_out) + b (n_out,). b may be null, and so may z,
+// which is stored if f' is a formula of it.
+cudaError_t dense_forward(Tensor x, Tensor w, const Tensor* b, Tensor a, const Tensor* z, Activation f, Tile tile,
+                          cudaStream_t stream);
 
 // dx (..., n_in) = delta (..., n_out) w^T, or, with the outputs a (..., n_in) of an activation f below (its inputs, if
 // f' is a formula of these), times f' there.
@@ -60,18 +62,46 @@ cudaError_t activation_backward(Tensor delta, Tensor value, Tensor dz, Activatio
 cudaError_t softmax_forward(Tensor z, Tensor a, cudaStream_t stream);
 cudaError_t softmax_backward(Tensor delta, Tensor a, Tensor dz, cudaStream_t stream);
 
-// A loss (), and its gradient with respect to the first tensor. With `step`, an int64 () on the device, `loss` is that
-// of all steps (steps,): it gets the loss at this place, if there is one, and `step` is incremented. `workspace` has
-// the bytes that ..._workspace_bytes tells, aligned to 8; it may be null where they are 0.
-cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient, void* workspace,
-                cudaStream_t stream);
-int64_t mse_workspace_bytes(Tensor y_pred);
+// What is asked of a loss, as torch's reductions have it; what is null is not asked for. With `step`, an int64 () on
+// the device, `loss` is that of all steps (steps,): it gets the loss at this place, if there is one, and `step` is
+// incremented. A launcher's `workspace` has the bytes that its ..._workspace_bytes tells, aligned to 8; it may be null
+// where they are 0.
+enum class Reduction : int32_t { none, mean, sum };
+struct LossCall {
+    Reduction reduction = Reduction::mean;
+    const Tensor* loss = nullptr;  // (), or, without reduction, of each element or row
+    const Tensor* step = nullptr;
+    const Tensor* gradient = nullptr;  // with respect to the first tensor, of its shape
+    const Tensor* delta = nullptr;     // the gradient with respect to the loss, of its shape; null is 1
+};
 
-// scores (m, classes); y_true (m, classes), or class indices (m,) of int64, of which none is read beyond its row. Rows
-// of the class index *ignored, if not null, have no part in the loss, which is the mean of the others.
-cudaError_t cross_entropy(Tensor scores, Tensor y_true, const int64_t* ignored, Tensor loss, const Tensor* step,
-                          Tensor gradient, void* workspace, cudaStream_t stream);
-int64_t cross_entropy_workspace_bytes(Tensor scores, const int64_t* ignored);
+// One of those that losses.cuh lists, with its parameter, and its weights of y_pred's shape: those of the values, and
+// those of positive targets. What is null is 1.
+constexpr int most_weights = 2;
+struct ElementwiseLoss {
+    int32_t index;
+    double parameter = 0;
+    const Tensor* weights[most_weights] = {};
+};
+
+// y_pred, y_true of one shape. A step, and loss and gradient in one, are for losses that a model trains with.
+cudaError_t elementwise_loss(Tensor y_pred, Tensor y_true, ElementwiseLoss f, LossCall call, void* workspace,
+                             cudaStream_t stream);
+int64_t elementwise_loss_workspace_bytes(Tensor y_pred, const LossCall& call);
+
+// Rows of the class index *ignored have no part. Weights are class_weights (classes,), and sample_weights (m,) where
+// scores are (m, classes). What is null is not there; smoothing is from 0 to 1.
+struct CrossEntropyOptions {
+    const int64_t* ignored = nullptr;
+    const Tensor *class_weights = nullptr, *sample_weights = nullptr;
+    double label_smoothing = 0;
+};
+
+// scores (m, classes), (n, classes, d...) or (classes,); y_true of their shape, or class indices, of that without
+// classes, of int64, one stride apart: so are the losses without reduction, and deltas in any strides.
+cudaError_t cross_entropy(Tensor scores, Tensor y_true, CrossEntropyOptions options, LossCall asks, void* workspace,
+                          cudaStream_t stream);
+int64_t cross_entropy_workspace_bytes(Tensor scores, Tensor y_true, CrossEntropyOptions options, LossCall asks);
 
 // x_batch (m, ...) = x[order[step * batch_size + i]], i < m, and the same of y; `step` () and `order` (samples,) are of
 // int64. Of one or two dimensions and any dtype. Rows beyond the end of `order`, or that are not in x, are left as they

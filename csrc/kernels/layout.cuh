@@ -55,7 +55,7 @@ struct Axis {
     }
 };
 
-// A tensor as a matrix: the last dimension is the columns, all before it are the rows.
+// A tensor as a matrix: one dimension is the columns, the last if nothing else is said, all others are the rows.
 template <class T>
 struct Matrix {
     T* data;
@@ -80,15 +80,20 @@ struct Matrix {
     Matrix transposed() const { return {data, columns, rows}; }
 };
 
+// `along` is the dimension of the columns, and what is none of the tensor's means a single column.
 template <class T>
-bool as_matrix(const Tensor& tensor, Matrix<T>& matrix) {
+bool as_matrix(const Tensor& tensor, Matrix<T>& matrix, int along) {
     matrix.data = static_cast<T*>(tensor.data);
-    const int last = tensor.dims - 1;
-    if (last >= 0) matrix.columns.wrap(tensor.size[last], tensor.stride[last]);
-    for (int d = last - 1; d >= 0; --d) {
-        if (!matrix.rows.wrap(tensor.size[d], tensor.stride[d])) return false;
+    for (int d = tensor.dims - 1; d >= 0; --d) {
+        Axis& axis = d == along ? matrix.columns : matrix.rows;
+        if (!axis.wrap(tensor.size[d], tensor.stride[d])) return false;
     }
     return true;
+}
+
+template <class T>
+bool as_matrix(const Tensor& tensor, Matrix<T>& matrix) {
+    return as_matrix(tensor, matrix, tensor.dims - 1);
 }
 
 // One index over `count` tensors of one shape, element by element. Where they are packed, each is one run of memory in

@@ -1,309 +1,162 @@
-// Losses, each with its gradient in one pass over the data. Mean squared error of n elements: sum (p - t)^2 / n, and
-// 2 (p - t) / n. Cross-entropy of m rows of scores z against probabilities t: log p_j = z_j - max - log sum_k
-// exp(z_k - max), the loss is -sum t_j log p_j / m over all rows, the gradient (p_j sum_k t_k - t_j) / m. A class index
-// stands for a row with a one in its place, and picks log p instead of multiplying: a score of -inf elsewhere is let
-// alone. An index that is no class makes loss and gradient NaN. Where rows of one index are ignored, the mean is that
-// of the others, which a kernel of one block counts first.
+// Elementwise losses: the values l(p, t) of n elements, or their sum or mean; and the gradient delta l'(p, t), over n
+// if it is that of the mean, with delta that of what follows. Each loss has kernels of its own, which take the
+// registers of its formulas alone: of value, of gradient, and of both in one pass over the data. Weights, and a delta
+// of each element, are what other kernels take besides.
 //
-// Threads: as in activations.cu for mse (a thread takes 16 bytes of elements at a time) and as in softmax.cu for
-// cross_entropy (a team of threads takes a row and keeps it in registers, or reads a very long one twice); both walk on
-// by the size of the grid. Each block adds what its threads have summed, and a second kernel, of one block, adds the
-// blocks' sums; the number of blocks is a matter of shape alone, so that a shape has the same sums everywhere.
-// Least work for n elements of s bytes: 3 n s bytes moved, or 2 n s where targets are class indices; an exponential an
-// element in cross-entropy (it takes two, to keep fewer registers). The memory is the limit.
+// Threads: as in activations.cu (a thread takes 16 bytes of elements at a time), and they walk on by the size of the
+// grid; loss_sum.cuh tells how their sums are added. Weights that are broadcast have strides of 0, and then all is
+// taken element by element. Least work for n elements of s bytes: 2 n s bytes moved for a sum, 3 n s for values or
+// gradients, 4 n operations for the mean squared error with its gradient. The memory is the limit.
 
-#include <cmath>
-
-#include "instructions.cuh"
-#include "launch.cuh"
 #include "layout.cuh"
-#include "rows.cuh"
+#include "loss_sum.cuh"
+#include "losses.cuh"
 
 namespace scratchcuda {
 
-constexpr int64_t most_blocks = 1024;
+enum class Asked { value, gradient, both };
+enum Place { prediction, target, first_weight, of_delta = first_weight + most_weights, result };
 
-// One loss, or, with a step, that step's among the losses of an epoch; then the step is done. One thread comes here.
-template <class T>
-struct LossPlace {
-    T* loss;
-    int64_t length, stride;
-    int64_t* step;
-
-    __device__ void store(T value) const {
-        const int64_t at = step ? (*step)++ : 0;
-        if (at < length) loss[at * stride] = value;
-    }
-};
-
-template <class T>
-LossPlace<T> place_of(const Tensor& loss, const Tensor* step) {
-    T* const data = static_cast<T*>(loss.data);
-    if (!step) return {data, 1, 0, nullptr};
-    return {data, loss.size[0], loss.stride[0], static_cast<int64_t*>(step->data)};
-}
-
-// Where the blocks' sums of a loss go: to its place, if there is one block.
-template <class T>
-struct LossSum {
-    using A = Accumulator<T>;
-    LossPlace<T> place;
-    A* partials;
-    A all;             // terms; the loss is the mean of
-    const A* counted;  // these, if not null, and otherwise of all
-
-    __device__ A count() const { return counted ? *counted : all; }
-
-    __device__ void add_block(A sum) const {
-        if (gridDim.x == 1) {
-            place.store(narrow<T>(sum / count()));
-        } else {
-            partials[blockIdx.x] = sum;
-        }
-    }
-};
-
-template <class T>
-__global__ void __launch_bounds__(block) add_blocks(const __grid_constant__ LossSum<T> loss, int blocks) {
-    using A = Accumulator<T>;
-    overlap_launches();
-    SharedMemory memory;
-    A sum = 0;
-    for (int b = threadIdx.x; b < blocks; b += block) sum += loss.partials[b];
-    sum = reduce<block>(sum, Add{}, memory.take<A>(block / warp));
-    if (threadIdx.x == 0) loss.add_block(sum);
-}
-
-template <class T>
-struct Mse {
-    const T *y_pred, *y_true;
-    T* gradient;
-    Elements<3> elements;
-    Accumulator<T> scale;
+template <class T, bool weighted>
+struct LossElements {
+    static constexpr int tensors = weighted ? result + 1 : 3;
+    const T* in[tensors - 1];  // by Place; those of weights and delta may be null
+    T* out;                    // values or gradients, or null
+    Elements<tensors> elements;
+    Accumulator<T> parameter, scale;
+    const T* delta;  // () or null
     LossSum<T> loss;
 };
 
-template <class T>
-__global__ void __launch_bounds__(block) mse_elements(const __grid_constant__ Mse<T> mse) {
+template <class T, class F, Asked asked, bool weighted>
+__global__ void __launch_bounds__(block) loss_elements(const __grid_constant__ LossElements<T, weighted> call) {
     using A = Accumulator<T>;
-    constexpr int count = per_access<T>;
+    constexpr int count = per_access<T>, inputs = LossElements<T, weighted>::tensors - 1;
     overlap_launches();
     SharedMemory memory;
-    A sum = 0;
+    A sum = 0, scale = call.scale;
+    if (asked == Asked::gradient && call.delta) scale *= widen(*call.delta);
     const int64_t step = int64_t(gridDim.x) * block * count;
     // The same elements whether packed or not, so that their sum is the same.
-    for (int64_t first = (int64_t(blockIdx.x) * block + threadIdx.x) * count; first < mse.elements.length;
+    for (int64_t first = (int64_t(blockIdx.x) * block + threadIdx.x) * count; first < call.elements.length;
          first += step) {
-        take_elements<T>(mse.elements, first, 1, [&](auto pack, const auto& at) {
+        take_elements<T>(call.elements, first, 1, [&](auto pack, const auto& at) {
             using Packed = decltype(pack);
-            const Packed p = *reinterpret_cast<const Packed*>(mse.y_pred + at[0]);
-            const Packed t = *reinterpret_cast<const Packed*>(mse.y_true + at[1]);
-            Packed g;
-            for (int e = 0; e < Packed::count; ++e) {
-                const A difference = widen(p.element[e]) - widen(t.element[e]);
-                g.element[e] = narrow<T>(mse.scale * difference);
-                sum += difference * difference;
+            Packed in[inputs], out;
+            for (int t = 0; t < inputs; ++t) {
+                if (t <= target || call.in[t]) in[t] = *reinterpret_cast<const Packed*>(call.in[t] + at[t]);
             }
-            *reinterpret_cast<Packed*>(mse.gradient + at[2]) = g;
+            for (int e = 0; e < Packed::count; ++e) {
+                const auto operand = [&](int t) {  // what is not there is 1
+                    if constexpr (weighted) {
+                        if (call.in[t]) return widen(in[t].element[e]);
+                    }
+                    return A(1);
+                };
+                const A p = widen(in[prediction].element[e]), t = widen(in[target].element[e]);
+                const A parameter = F::weights > 1 ? operand(first_weight + 1) : call.parameter;
+                if constexpr (asked != Asked::gradient) {
+                    const A value = F::value(p, t, parameter) * operand(first_weight);
+                    if constexpr (asked == Asked::value) out.element[e] = narrow<T>(value);
+                    sum += value;
+                }
+                if constexpr (asked != Asked::value) {
+                    const A factor = scale * operand(first_weight) * operand(of_delta);
+                    out.element[e] = narrow<T>(factor * F::gradient(p, t, parameter));
+                }
+            }
+            if (asked != Asked::value || call.out) *reinterpret_cast<Packed*>(call.out + at[inputs]) = out;
         });
     }
+    if (asked == Asked::gradient || !call.loss.place.loss) return;
     sum = reduce<block>(sum, Add{}, memory.take<A>(block / warp));
-    if (threadIdx.x == 0) mse.loss.add_block(sum);
+    if (threadIdx.x == 0) call.loss.add_block(sum);
 }
 
-template <class T>
-struct CrossEntropy {
-    Matrix<T> scores, targets, gradient;
-    const int64_t* classes;  // or null
-    int64_t classes_stride;
-    bool ignores;
-    int64_t ignored;  // the class index whose rows have no part in it
-    LossSum<T> loss;
+static bool sums(const LossCall& call) { return call.loss && call.reduction != Reduction::none; }
 
-    // A row's targets; with a class index, `index` is its place: negative if it is no class, past the end if it is
-    // ignored.
-    struct Target {
-        typename Matrix<T>::Row row;
-        bool by_index;
-        int64_t index;
-
-        __device__ Accumulator<T> operator[](int64_t j) const {
-            return by_index ? Accumulator<T>(j == index) : widen(row[j]);
-        }
-        __device__ Accumulator<T> loss(Accumulator<T> target, Accumulator<T> log_p) const {
-            return by_index && target == 0 ? 0 : -target * log_p;
-        }
-    };
-    __device__ Target target(int64_t i) const {
-        if (!classes) return {targets.row(i), false, 0};
-        const int64_t index = classes[i * classes_stride], columns = scores.columns.length;
-        if (ignores && index == ignored) return {{}, true, columns};
-        return {{}, true, index < columns ? index : -1};
-    }
-};
-
-template <class T>
-__global__ void __launch_bounds__(block)
-    count_rows(const __grid_constant__ CrossEntropy<T> call, Accumulator<T>* counted) {
-    overlap_launches();
-    SharedMemory memory;
-    int64_t count = 0;
-    for (int64_t i = threadIdx.x; i < call.scores.rows.length; i += block) {
-        count += call.target(i).index < call.scores.columns.length;
-    }
-    count = reduce<block>(count, Add{}, memory.take<int64_t>(block / warp));
-    if (threadIdx.x == 0) *counted = static_cast<Accumulator<T>>(count);
-}
-
-// Returns this thread's part of the row's loss, and writes its part of the gradient.
-template <class T, int team, int kept>
-__device__ Accumulator<T> cross_entropy_row(const CrossEntropy<T>& call, int64_t i, Accumulator<T>* shared) {
-    using A = Accumulator<T>;
-    const int64_t columns = call.scores.columns.length;
-    const auto z_row = call.scores.row(i), gradient = call.gradient.row(i);
-    const auto t = call.target(i);
-    Part<A, team, kept, typename CrossEntropy<T>::Target> target(t, columns, 0);
-    Part<A, team, kept, typename Matrix<T>::Row> z(z_row, columns, -infinity<A>());
-    ExponentialSum<A> total;
-    A targets = 0, loss = 0;
-    if constexpr (kept > 0) {
-#pragma unroll
-        for (int k = 0; k < kept; ++k) {
-            total.largest = Maximum{}(total.largest, z.value[k]);
-            targets += target.value[k];
-        }
-        total.largest = reduce<team>(total.largest, Maximum{}, shared);
-#pragma unroll
-        for (const A score : z.value) total.sum += std::exp(score - total.largest);
-        total.sum = reduce<team>(total.sum, Add{}, shared);
-    } else {
-        each_column<team, kept>(columns, [&](int64_t j, int k) {
-            total.add(z(j, k));
-            targets += target(j, k);
-        });
-        total.template combine<team>(shared);
-    }
-    targets = reduce<team>(targets, Add{}, shared);
-    if (t.index < 0) targets = loss = std::nan("");
-    const A log_sum = std::log(total.sum), count = call.loss.count(), scale = count > 0 ? 1 / count : 0;
-    each_column<team, kept>(columns, [&](int64_t j, int k) {
-        const A log_p = z(j, k) - total.largest - log_sum, target_j = target(j, k);
-        loss += t.loss(target_j, log_p);
-        gradient[j] = narrow<T>((std::exp(log_p) * targets - target_j) * scale);
-    });
-    return loss;
-}
-
-// Teams of a warp share a block.
-template <int team>
-constexpr int cross_entropy_threads = team > warp ? team : 8 * warp;
-
-// Blocks that have to fit on a multiprocessor together. Values of 8 bytes take the registers of one.
-template <class T, int kept>
-constexpr int cross_entropy_fit = sizeof(T) == 8 ? 1 : (kept == 4 ? 6 : 2);
-
-template <class T, int team, int kept>
-__global__ void __launch_bounds__(cross_entropy_threads<team>, (cross_entropy_fit<T, kept>))
-    cross_entropy_rows(const __grid_constant__ CrossEntropy<T> call) {
-    using A = Accumulator<T>;
-    constexpr int threads = cross_entropy_threads<team>, teams = threads / team;
-    overlap_launches();
-    SharedMemory memory;
-    A* shared = memory.take<A>(threads / warp);
-    A loss = 0;
-    const int64_t step = int64_t(gridDim.x) * teams;
-    for (int64_t i = int64_t(blockIdx.x) * teams + threadIdx.x / team; i < call.scores.rows.length; i += step) {
-        loss += cross_entropy_row<T, team, kept>(call, i, shared);
-    }
-    loss = reduce<threads>(loss, Add{}, shared);
-    if (threadIdx.x == 0) call.loss.add_block(loss);
-}
-
-static int64_t mse_blocks(int64_t elements) {
+static int64_t loss_blocks(Tensor y_pred, const LossCall& call) {
+    const int64_t elements = product(y_pred.size, y_pred.dims);
     constexpr int64_t elements_of_a_block = 8192;  // small ones are done in one launch
-    return std::clamp<int64_t>((elements + elements_of_a_block - 1) / elements_of_a_block, 1, most_blocks);
+    if (sums(call)) {
+        return std::clamp<int64_t>((elements + elements_of_a_block - 1) / elements_of_a_block, 1, most_blocks);
+    }
+    const int64_t block_elements = block * 16 / element_bytes(y_pred.dtype);
+    return (elements + block_elements - 1) / block_elements;
 }
 
-static int64_t cross_entropy_blocks(int64_t rows, int64_t columns) {
-    constexpr int64_t rows_of_a_warp = 4;  // the same
-    const int64_t rows_of_a_block = columns <= 16 * warp ? cross_entropy_threads<warp> / warp * rows_of_a_warp : 1;
-    return std::clamp<int64_t>((rows + rows_of_a_block - 1) / rows_of_a_block, 1, most_blocks);
+// Whether one element in memory is all.
+static bool is_one(const Tensor& tensor) {
+    for (int d = 0; d < tensor.dims; ++d) {
+        if (tensor.size[d] != 1 && tensor.stride[d] != 0) return false;
+    }
+    return true;
 }
 
-static int64_t partial_sums(int64_t blocks) { return blocks > 1 ? blocks : 0; }
-
-// Launches `kernel`, and what adds its blocks' sums.
-template <class T, auto kernel, int threads, class Call>
-cudaError_t launch_loss(const Call& call, int64_t blocks, cudaStream_t stream) {
-    constexpr size_t warp_bytes = sizeof(Accumulator<T>);
-    const cudaError_t error = launch<kernel, threads, threads / warp * warp_bytes>(blocks, 1, stream, call);
-    if (error != cudaSuccess || blocks == 1) return error;
-    return launch<add_blocks<T>, block, block / warp * warp_bytes>(1, 1, stream, call.loss, static_cast<int>(blocks));
-}
-
-template <class T, int team, int kept>
-cudaError_t launch_rows(const CrossEntropy<T>& call, int64_t blocks, cudaStream_t stream) {
-    return launch_loss<T, cross_entropy_rows<T, team, kept>, cross_entropy_threads<team>>(call, blocks, stream);
-}
-
-cudaError_t mse(Tensor y_pred, Tensor y_true, Tensor loss, const Tensor* step, Tensor gradient, void* workspace,
-                cudaStream_t stream) {
-    Elements<3> elements;
-    if (!as_elements({y_pred, y_true, gradient}, elements)) return cudaErrorInvalidValue;
+// What is taken along but not asked for has the place of y_pred, which is not read there.
+template <class F, Asked asked, bool weighted>
+cudaError_t launch_asked(Tensor y_pred, Tensor y_true, const ElementwiseLoss& f, const LossCall& asks, void* workspace,
+                         cudaStream_t stream) {
+    const Tensor* const out = asks.gradient ? asks.gradient : sums(asks) ? nullptr : asks.loss;
+    const bool one_delta = asks.delta && is_one(*asks.delta);
+    const Tensor* tensors[] = {&y_pred, &y_true, f.weights[0], f.weights[1], one_delta ? nullptr : asks.delta};
     return dispatch(y_pred.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = Accumulator<T>;
-        const LossSum<T> sum{place_of<T>(loss, step), static_cast<A*>(workspace), static_cast<A>(elements.length),
-                             nullptr};
-        const Mse<T> call{static_cast<const T*>(y_pred.data),
-                          static_cast<const T*>(y_true.data),
-                          static_cast<T*>(gradient.data),
-                          elements,
-                          A(2) / sum.all,
-                          sum};
-        return launch_loss<T, mse_elements<T>, block>(call, mse_blocks(elements.length), stream);
+        LossElements<T, weighted> call{};
+        constexpr int inputs = call.tensors - 1;
+        Tensor all[inputs + 1];
+        for (int t = 0; t < inputs; ++t) {
+            call.in[t] = tensors[t] ? static_cast<const T*>(tensors[t]->data) : nullptr;
+            all[t] = tensors[t] ? *tensors[t] : y_pred;
+        }
+        all[inputs] = out ? *out : y_pred;
+        call.out = out ? static_cast<T*>(out->data) : nullptr;
+        if (!as_elements(all, call.elements)) return cudaErrorInvalidValue;
+        const A terms = asks.reduction == Reduction::mean ? static_cast<A>(call.elements.length) : A(1);
+        call.parameter = static_cast<A>(f.parameter);
+        call.scale = A(F::factor) / terms;
+        call.delta = one_delta ? static_cast<const T*>(asks.delta->data) : nullptr;
+        if (sums(asks)) call.loss = {place_of<T>(*asks.loss, asks.step), static_cast<A*>(workspace), terms, nullptr};
+        const int64_t blocks = loss_blocks(y_pred, asks);
+        if (blocks == 0) return cudaSuccess;
+        return launch_loss<T, loss_elements<T, F, asked, weighted>, block>(call, blocks, stream);
     });
 }
 
-int64_t mse_workspace_bytes(Tensor y_pred) {
-    return partial_sums(mse_blocks(product(y_pred.size, y_pred.dims))) * accumulator_bytes(y_pred.dtype);
+template <class F>
+cudaError_t launch_elements(Tensor y_pred, Tensor y_true, const ElementwiseLoss& f, const LossCall& asks,
+                            void* workspace, cudaStream_t stream) {
+    const auto launch = [&](auto launch_asked) { return launch_asked(y_pred, y_true, f, asks, workspace, stream); };
+    const bool weighted = f.weights[0] || f.weights[1] || (asks.delta && !is_one(*asks.delta));
+    if (!asks.loss) {
+        return weighted ? launch(launch_asked<F, Asked::gradient, true>)
+                        : launch(launch_asked<F, Asked::gradient, false>);
+    }
+    if (weighted) {
+        if constexpr (F::weights > 0) return launch(launch_asked<F, Asked::value, true>);
+    } else if (!asks.gradient) {
+        return launch(launch_asked<F, Asked::value, false>);
+    } else if constexpr (F::trains) {
+        return launch(launch_asked<F, Asked::both, false>);
+    }
+    return cudaErrorInvalidValue;
 }
 
-cudaError_t cross_entropy(Tensor scores, Tensor y_true, const int64_t* ignored, Tensor loss, const Tensor* step,
-                          Tensor gradient, void* workspace, cudaStream_t stream) {
-    return dispatch(scores.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        using A = Accumulator<T>;
-        const int64_t rows = scores.size[0], columns = scores.size[1];
-        CrossEntropy<T> call{};
-        const int64_t blocks = cross_entropy_blocks(rows, columns);
-        A* const partials = static_cast<A*>(workspace);
-        call.loss = {place_of<T>(loss, step), partials, static_cast<A>(rows), nullptr};
-        as_matrix(scores, call.scores);
-        as_matrix(gradient, call.gradient);
-        if (y_true.dims == 1) {
-            call.classes = static_cast<const int64_t*>(y_true.data), call.classes_stride = y_true.stride[0];
-        } else {
-            as_matrix(y_true, call.targets);
-        }
-        if (ignored) {
-            call.ignores = true, call.ignored = *ignored;
-            A* const counted = partials + partial_sums(blocks);
-            const cudaError_t error =
-                launch<count_rows<T>, block, block / warp * sizeof(int64_t)>(1, 1, stream, call, counted);
-            if (error != cudaSuccess) return error;
-            call.loss.counted = counted;
-        }
-        if (columns <= 4 * warp) return launch_rows<T, warp, 4>(call, blocks, stream);
-        if (columns <= 16 * warp) return launch_rows<T, warp, 16>(call, blocks, stream);
-        if (columns <= 8 * block) return launch_rows<T, block, 8>(call, blocks, stream);
-        return launch_rows<T, block, 0>(call, blocks, stream);
-    });
+template <class... F>
+cudaError_t launch_loss_of(Tensor y_pred, Tensor y_true, const ElementwiseLoss& f, const LossCall& asks,
+                           void* workspace, cudaStream_t stream, List<F...>) {
+    constexpr decltype(&launch_elements<Mse>) launches[] = {launch_elements<F>...};
+    return launches[f.index](y_pred, y_true, f, asks, workspace, stream);
 }
 
-int64_t cross_entropy_workspace_bytes(Tensor scores, const int64_t* ignored) {
-    const int64_t sums = partial_sums(cross_entropy_blocks(scores.size[0], scores.size[1]));
-    return (sums + (ignored ? 1 : 0)) * accumulator_bytes(scores.dtype);
+cudaError_t elementwise_loss(Tensor y_pred, Tensor y_true, ElementwiseLoss f, LossCall call, void* workspace,
+                             cudaStream_t stream) {
+    return launch_loss_of(y_pred, y_true, f, call, workspace, stream, ElementwiseLosses{});
+}
+
+int64_t elementwise_loss_workspace_bytes(Tensor y_pred, const LossCall& call) {
+    return sums(call) ? partial_sums(loss_blocks(y_pred, call)) * accumulator_bytes(y_pred.dtype) : 0;
 }
 
 }  // namespace scratchcuda

@@ -1,5 +1,5 @@
-// Sums and maxima over a team of threads: a warp, or a whole block. The order is fixed, so that the same values give
-// the same bits.
+// Sums and maxima over a team of threads: one, a warp, or a whole block. The order is fixed, so that the same values
+// give the same bits.
 #pragma once
 
 #include "types.cuh"
@@ -27,7 +27,9 @@ struct Maximum {
 // Combines the values of a team's threads, and gives each of them the result.
 template <int team, class A, class F>
 __device__ A reduce(A value, F combine, A* shared) {
-    for (int step = warp / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(all_lanes, value, step));
+    if constexpr (team >= warp) {
+        for (int step = warp / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(all_lanes, value, step));
+    }
     if constexpr (team > warp) {
         if (threadIdx.x % warp == 0) shared[threadIdx.x / warp] = value;
         __syncthreads();

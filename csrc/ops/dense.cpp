@@ -1,4 +1,5 @@
-// The dense layer's ops: forward, the gradients, and the update with no gradient stored.
+// The dense layer's ops: forward, with and without what f was of, the gradients, and the update with no gradient
+// stored.
 #include "../kernels/activations.cuh"
 #include "checks.h"
 
@@ -6,30 +7,38 @@ namespace scratchcuda::ops {
 
 namespace {
 
+// The activations that an op takes: all, those with an op of their own and none, or those that derive from the input.
+enum class Takes { all, elementwise, of_input };
+
 // The elementwise activation of this name, with these parameters; none, for a softmax, where the op takes one.
 template <class... F>
-Activation elementwise(const std::string& name, const std::vector<double>& parameters, bool or_softmax, List<F...>) {
-    static const std::pair<std::string, size_t> known[] = {{"none", 0}, {F::name, F::parameters}..., {"softmax", 0}};
-    const auto* const end = std::end(known) - !or_softmax;
-    const auto* const found = std::find_if(std::begin(known), end, [&](auto& f) { return f.first == name; });
-    if (found == end) {
+Activation chosen(const std::string& name, const std::vector<double>& parameters, Takes takes, List<F...>) {
+    struct Known {
+        const char* name;
+        size_t parameters;
+        bool taken;
+    };
+    static constexpr int32_t first = 1;  // of the list
+    const Known known[] = {{"none", 0, takes != Takes::of_input},
+                           {F::name, F::parameters, takes != Takes::of_input || F::of_input}...,
+                           {"softmax", 0, takes == Takes::all}};
+    const auto* const found =
+        std::find_if(std::begin(known), std::end(known), [&](auto& f) { return f.taken && name == f.name; });
+    if (found == std::end(known)) {
         std::string names;
-        for (const auto* f = known; f < end; ++f) names += (names.empty() ? "" : ", ") + f->first;
+        for (const auto& f : known) {
+            if (f.taken) names += std::string(names.empty() ? "" : ", ") + f.name;
+        }
         refuse("activation is '", name, "', expected one of ", names);
     }
-    if (parameters.size() != found->second) {
-        refuse("activation_parameters has ", parameters.size(), " numbers, expected ", found->second, " for ", name);
+    if (parameters.size() != found->parameters) {
+        refuse("activation_parameters has ", parameters.size(), " numbers, expected ", found->parameters, " for ",
+               name);
     }
     Activation f;
-    if (name != "softmax") f.index = static_cast<int32_t>(found - known) - 1;
+    if (name != "softmax") f.index = static_cast<int32_t>(found - known) - first;
     std::copy(parameters.begin(), parameters.end(), f.parameters);
     return f;
-}
-
-template <class... F>
-bool derives_from_input(const Activation& f, List<F...>) {
-    int32_t index = 0;
-    return ((f.index == index++ && F::of_input) || ...);
 }
 
 // The sizes of `tensor` with another last one.
@@ -39,10 +48,9 @@ Sizes with_features(const stable::Tensor& tensor, int64_t features) {
     return sizes;
 }
 
-// x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
-stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const std::optional<stable::Tensor>& b,
-                     const std::string& activation, const std::vector<double>& activation_parameters) {
-    const Guard guard(x);
+// x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out), and in z, if asked for, what f was of
+stable::Tensor forward(const char* op, const stable::Tensor& x, const stable::Tensor& w, const OptionalTensor& b,
+                       const Activation& f, const Guard& guard, stable::Tensor* z) {
     check_dtype("x", x);
     check_alike("w", w, x, "x");
     check_dims("w", w, 2, "(n_in, n_out)");
@@ -51,27 +59,47 @@ stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const std
         check_alike("b", *b, x, "x");
         check_shape("b", *b, Sizes{w.size(1)});
     }
-    const bool softmax = activation == "softmax";
-    const auto f = elementwise(activation, activation_parameters, true, Activations{});
     check_here("x", x);
     const auto rows = operand(x);
     auto a = empty(x, with_features(x, w.size(1)));
-    const Tensor b_view = view(b ? *b : w);
-    launched("dense", dense_forward(view(rows), view(w), b ? &b_view : nullptr, view(a), f, tile, guard.stream));
-    if (softmax) launched("dense", softmax_forward(view(a), view(a), guard.stream));
+    if (z) *z = empty(x, with_features(x, w.size(1)));
+    const Tensor b_view = view(b ? *b : w), z_view = view(z ? *z : a);
+    launched(op, dense_forward(view(rows), view(w), b ? &b_view : nullptr, view(a), z ? &z_view : nullptr, f, tile,
+                               guard.stream));
     return a;
 }
 
+// x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out)
+stable::Tensor dense(const stable::Tensor& x, const stable::Tensor& w, const OptionalTensor& b,
+                     const std::string& activation, const std::vector<double>& activation_parameters) {
+    const Guard guard(x);
+    const auto f = chosen(activation, activation_parameters, Takes::all, Activations{});
+    auto a = forward("dense", x, w, b, f, guard, nullptr);
+    if (activation == "softmax") launched("dense", softmax_forward(view(a), view(a), guard.stream));
+    return a;
+}
+
+// x (..., n_in), w (n_in, n_out), b (n_out,) -> (..., n_out), (..., n_out)
+std::tuple<stable::Tensor, stable::Tensor> dense_with_preactivation(const stable::Tensor& x, const stable::Tensor& w,
+                                                                    const OptionalTensor& b,
+                                                                    const std::string& activation,
+                                                                    const std::vector<double>& activation_parameters) {
+    const Guard guard(x);
+    const auto f = chosen(activation, activation_parameters, Takes::of_input, Activations{});
+    stable::Tensor z;
+    auto a = forward("dense_with_preactivation", x, w, b, f, guard, &z);
+    return {a, z};
+}
+
 // delta (..., n_out), w (n_in, n_out), a (..., n_in) -> (..., n_in)
-stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::Tensor& w,
-                                    const std::optional<stable::Tensor>& a, const std::string& activation,
-                                    const std::vector<double>& activation_parameters) {
+stable::Tensor dense_backward_input(const stable::Tensor& delta, const stable::Tensor& w, const OptionalTensor& a,
+                                    const std::string& activation, const std::vector<double>& activation_parameters) {
     const Guard guard(delta);
     check_dtype("delta", delta);
     check_alike("w", w, delta, "delta");
     check_dims("w", w, 2, "(n_in, n_out)");
     check_features("delta", delta, w.size(1));
-    const auto f = elementwise(activation, activation_parameters, false, Activations{});
+    const auto f = chosen(activation, activation_parameters, Takes::elementwise, Activations{});
     const auto sizes = with_features(delta, w.size(0));
     if (a) {
         check_alike("a", *a, delta, "delta");
@@ -142,6 +170,7 @@ void dense_update_(const stable::Tensor& delta, const stable::Tensor& x, const s
 
 SCRATCHCUDA_OPS(m) {
     m.impl("dense", TORCH_BOX(&dense));
+    m.impl("dense_with_preactivation", TORCH_BOX(&dense_with_preactivation));
     m.impl("dense_backward_input", TORCH_BOX(&dense_backward_input));
     m.impl("dense_backward_weights", TORCH_BOX(&dense_backward_weights));
     m.impl("dense_update_", TORCH_BOX(&dense_update_));

@@ -1,99 +1,157 @@
-// The losses' ops: each gives the loss () and its gradient with respect to the first tensor; in a training step the
-// gradient alone.
-#include "checks.h"
+// The elementwise losses' ops, those of each that losses.cuh lists: the value; the gradient with respect to the first
+// tensor, from that with respect to the value; and, of those that a model trains with, both of the mean in one, in a
+// training step the gradient alone.
+#include "../kernels/losses.cuh"
+
+#include <utility>
+
+#include "place.h"
 
 namespace scratchcuda::ops {
 namespace {
 
-// Where the loss of a training step goes: to losses[step], and step is incremented.
-struct Place {
-    const stable::Tensor &losses, &step;
+const char* const weight_names[most_weights] = {"weight", "pos_weight"};
+
+// A weight as the kernels see it, of the shape of the predictions, which it broadcasts to; or none.
+struct Weight {
+    Weight() = default;
+    Weight(const char* name, const OptionalTensor& weight, const stable::Tensor& y_pred) {
+        if (!weight) return;
+        check_alike(name, *weight, y_pred, "y_pred");
+        const int64_t missing = y_pred.dim() - weight->dim();
+        bool fits = missing >= 0;
+        for (int64_t d = 0; fits && d < y_pred.dim(); ++d) {
+            const bool expands = d < missing || weight->size(d - missing) == 1;
+            fits = expands || weight->size(d - missing) == y_pred.size(d);
+            strides.push_back(expands ? 0 : weight->stride(d - missing));
+        }
+        if (!fits)
+            refuse(name, " has shape ", text(weight->sizes()), ", expected one that broadcasts to ",
+                   text(y_pred.sizes()), " as y_pred");
+        seen = view(*weight);
+        seen->dims = static_cast<int32_t>(y_pred.dim()), seen->size = y_pred.sizes().data();
+    }
+    const Tensor* get() {
+        if (!seen) return nullptr;
+        seen->stride = strides.data();
+        return &*seen;
+    }
+    Sizes strides;
+    std::optional<Tensor> seen;
 };
 
-void check_place(const Place& place, const stable::Tensor& like, const char* name) {
-    check_alike("losses", place.losses, like, name);
-    check_dims("losses", place.losses, 1, "(steps,)");
-    check_writable("losses", place.losses);
-    check_index("step", place.step, like, name);
-    check_shape("step", place.step, Sizes{});
-}
-
-// y_pred, y_true of one shape
-std::tuple<stable::Tensor, stable::Tensor> mse_to(const stable::Tensor& y_pred, const stable::Tensor& y_true,
-                                                  const Place* place) {
-    const Guard guard(y_pred);
+void check_pair(const stable::Tensor& y_pred, const stable::Tensor& y_true) {
     check_dtype("y_pred", y_pred);
     check_alike("y_true", y_true, y_pred, "y_pred");
     check_shape("y_true", y_true, y_pred.sizes());
-    if (place) check_place(*place, y_pred, "y_pred");
-    check_here("y_pred", y_pred);
-    const auto predictions = operand(y_pred), targets = operand(y_true);
-    const auto loss = place ? place->losses : empty(y_pred, Sizes{});
-    auto gradient = empty_like(predictions, targets);
-    const auto partials = workspace(y_pred, mse_workspace_bytes(view(predictions)));
-    const Tensor step = view(place ? place->step : loss);
-    launched("mse", scratchcuda::mse(view(predictions), view(targets), view(loss), place ? &step : nullptr,
-                                     view(gradient), partials.data_ptr(), guard.stream));
-    return {loss, gradient};
 }
 
-// scores (m, classes), y_true (m, classes) or class indices (m,) of int64
-std::tuple<stable::Tensor, stable::Tensor> cross_entropy_to(const stable::Tensor& scores, const stable::Tensor& y_true,
-                                                            const std::optional<int64_t>& ignore_index,
-                                                            const Place* place) {
-    const Guard guard(scores);
-    check_dtype("scores", scores);
-    check_dims("scores", scores, 2, "(m, classes)");
-    if (y_true.dim() == 1) {
-        check_index("y_true", y_true, scores, "scores");
-        check_shape("y_true", y_true, Sizes{scores.size(0)});
-    } else {
-        check_alike("y_true", y_true, scores, "scores");
-        check_shape("y_true", y_true, scores.sizes());
-        if (ignore_index) refuse("ignore_index is ", *ignore_index, ", expected None with probabilities");
+template <size_t>
+using Optional = OptionalTensor;
+template <size_t>
+using Number = double;
+
+// y_pred, y_true of one shape. Their last arguments but for a reduction are the loss's weights and its parameter, if it
+// has any.
+template <class F, class Weights = std::make_index_sequence<F::weights>,
+          class Parameters = std::make_index_sequence<F::parameters>>
+struct LossOps;
+
+template <class F, size_t... w, size_t... p>
+struct LossOps<F, std::index_sequence<w...>, std::index_sequence<p...>> {
+    static void launch(const stable::Tensor& predictions, const stable::Tensor& targets, ElementwiseLoss f,
+                       const LossCall& call, const Guard& guard) {
+        f.index = index_of<F>(ElementwiseLosses{});
+        const auto bytes = elementwise_loss_workspace_bytes(view(predictions), call);
+        const auto partials = workspace(predictions, bytes);
+        launched(F::name,
+                 elementwise_loss(view(predictions), view(targets), f, call, partials.data_ptr(), guard.stream));
     }
-    if (place) check_place(*place, scores, "scores");
-    check_here("scores", scores);
-    const auto loss = place ? place->losses : empty(scores, Sizes{});
-    auto gradient = empty(scores, scores.sizes());
-    const int64_t* const ignored = ignore_index ? &*ignore_index : nullptr;
-    const auto partials = workspace(scores, cross_entropy_workspace_bytes(view(scores), ignored));
-    const Tensor step = view(place ? place->step : loss);
-    launched("cross_entropy",
-             scratchcuda::cross_entropy(view(scores), view(y_true), ignored, view(loss), place ? &step : nullptr,
-                                        view(gradient), partials.data_ptr(), guard.stream));
-    return {loss, gradient};
-}
 
-std::tuple<stable::Tensor, stable::Tensor> mse(const stable::Tensor& y_pred, const stable::Tensor& y_true) {
-    return mse_to(y_pred, y_true, nullptr);
-}
+    static stable::Tensor value(const stable::Tensor& y_pred, const stable::Tensor& y_true, Optional<w>... weights,
+                                Number<p>... parameter, const std::string& reduction) {
+        const Guard guard(y_pred);
+        check_pair(y_pred, y_true);
+        Weight all[most_weights] = {{weight_names[w], weights, y_pred}...};
+        LossCall call{reduction_of(reduction)};
+        check_here("y_pred", y_pred);
+        const auto predictions = operand(y_pred), targets = operand(y_true);
+        const auto loss = call.reduction == Reduction::none ? empty_like(predictions, targets) : empty(y_pred, Sizes{});
+        const Tensor loss_view = view(loss);
+        call.loss = &loss_view;
+        launch(predictions, targets, {0, {parameter...}, {all[0].get(), all[1].get()}}, call, guard);
+        return loss;
+    }
 
-std::tuple<stable::Tensor, stable::Tensor> cross_entropy(const stable::Tensor& scores, const stable::Tensor& y_true,
-                                                         const std::optional<int64_t>& ignore_index) {
-    return cross_entropy_to(scores, y_true, ignore_index, nullptr);
-}
+    // grad (), or, without reduction, of the same shape
+    static stable::Tensor backward(const stable::Tensor& grad, const stable::Tensor& y_pred,
+                                   const stable::Tensor& y_true, Optional<w>... weights, Number<p>... parameter,
+                                   const std::string& reduction) {
+        const Guard guard(y_pred);
+        check_pair(y_pred, y_true);
+        Weight all[most_weights] = {{weight_names[w], weights, y_pred}...};
+        LossCall call{reduction_of(reduction)};
+        check_alike("grad", grad, y_pred, "y_pred");
+        if (call.reduction == Reduction::none) {
+            check_shape("grad", grad, y_pred.sizes());
+        } else {
+            check_shape("grad", grad, Sizes{});
+        }
+        check_here("y_pred", y_pred);
+        const auto predictions = operand(y_pred), targets = operand(y_true), deltas = operand(grad);
+        const auto gradient = empty_like(predictions, targets);
+        const Tensor delta_view = view(deltas), gradient_view = view(gradient);
+        call.delta = &delta_view, call.gradient = &gradient_view;
+        launch(predictions, targets, {0, {parameter...}, {all[0].get(), all[1].get()}}, call, guard);
+        return gradient;
+    }
 
-// losses (steps,), step ()
-stable::Tensor mse_step_(const stable::Tensor& y_pred, const stable::Tensor& y_true, const stable::Tensor& losses,
-                         const stable::Tensor& step) {
-    const Place place{losses, step};
-    return std::get<1>(mse_to(y_pred, y_true, &place));
-}
+    static std::tuple<stable::Tensor, stable::Tensor> both(const stable::Tensor& y_pred, const stable::Tensor& y_true,
+                                                           const Place* place, Number<p>... parameter) {
+        const Guard guard(y_pred);
+        check_pair(y_pred, y_true);
+        if (place) check_place(*place, y_pred, "y_pred");
+        check_here("y_pred", y_pred);
+        const auto predictions = operand(y_pred), targets = operand(y_true);
+        const auto loss = place ? place->losses : empty(y_pred, Sizes{});
+        const auto gradient = empty_like(predictions, targets);
+        const Tensor loss_view = view(loss), gradient_view = view(gradient), step = view(place ? place->step : loss);
+        launch(predictions, targets, {0, {parameter...}},
+               {Reduction::mean, &loss_view, place ? &step : nullptr, &gradient_view}, guard);
+        return {loss, gradient};
+    }
 
-stable::Tensor cross_entropy_step_(const stable::Tensor& scores, const stable::Tensor& y_true,
-                                   const stable::Tensor& losses, const stable::Tensor& step) {
-    const Place place{losses, step};
-    return std::get<1>(cross_entropy_to(scores, y_true, std::nullopt, &place));
+    static std::tuple<stable::Tensor, stable::Tensor> loss(const stable::Tensor& y_pred, const stable::Tensor& y_true,
+                                                           Number<p>... parameter) {
+        return both(y_pred, y_true, nullptr, parameter...);
+    }
+
+    // losses (steps,), step ()
+    static stable::Tensor step(const stable::Tensor& y_pred, const stable::Tensor& y_true, const stable::Tensor& losses,
+                               const stable::Tensor& number, Number<p>... parameter) {
+        const Place place{losses, number};
+        return std::get<1>(both(y_pred, y_true, &place, parameter...));
+    }
+
+    template <class Library>
+    static void add(Library& library) {
+        static const std::string name = F::name, names[] = {name + "_value", name + "_backward", name + "_step_"};
+        library.impl(names[0].c_str(), TORCH_BOX(&LossOps::value));
+        library.impl(names[1].c_str(), TORCH_BOX(&LossOps::backward));
+        if constexpr (F::trains) {
+            library.impl(F::name, TORCH_BOX(&LossOps::loss));
+            library.impl(names[2].c_str(), TORCH_BOX(&LossOps::step));
+        }
+    }
+};
+
+template <class Library, class... F>
+void add(Library& library, List<F...>) {
+    (LossOps<F>::add(library), ...);
 }
 
 }  // namespace
 
-SCRATCHCUDA_OPS(m) {
-    m.impl("mse", TORCH_BOX(&mse));
-    m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
-    m.impl("mse_step_", TORCH_BOX(&mse_step_));
-    m.impl("cross_entropy_step_", TORCH_BOX(&cross_entropy_step_));
-}
+SCRATCHCUDA_OPS(m) { add(m, ElementwiseLosses{}); }
 
 }  // namespace scratchcuda::ops

@@ -32,6 +32,7 @@ namespace scratchcuda::ops {
 namespace stable = torch::stable;
 using torch::headeronly::ScalarType;
 using Sizes = std::vector<int64_t>;
+using OptionalTensor = std::optional<stable::Tensor>;
 
 extern Tile tile;  // of products (settings.cpp)
 

@@ -20,6 +20,18 @@ def floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point dtype")
 
 
+def real(name: str, value: Tensor) -> None:
+    """Of any dtype that numbers have."""
+    tensor(name, value)
+    if value.is_complex():
+        raise TypeError(f"{name} has dtype {value.dtype}, expected a real dtype")
+
+
+def comparable(value: Tensor) -> Tensor:
+    """The same numbers, in int64 if they are integers: torch compares no unsigned ones of more than 8 bits."""
+    return value if value.is_floating_point() else value.long()
+
+
 def float_dtype(dtype: torch.dtype | None) -> None:
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype is {dtype}, expected a floating-point dtype")
@@ -40,6 +52,18 @@ def on_device(name: str, value: Tensor, other_name: str, device: torch.device) -
 
 def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
     if value.shape != expected:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected}")
+
+
+def spreads(value: Tensor, to: Tensor) -> bool:
+    """Whether it broadcasts to this shape."""
+    sizes = zip(reversed(value.shape), reversed(to.shape), strict=False)
+    return value.dim() <= to.dim() and all(size in (1, whole) for size, whole in sizes)
+
+
+def broadcasts(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if not spreads(value, other):
+        expected = f"one that broadcasts to {tuple(other.shape)} as {other_name}"
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected}")
 
 
@@ -196,22 +220,55 @@ def at_least(name: str, value: Any, least: float) -> float:
     return number
 
 
+def between(name: str, value: Any, low: float, high: float) -> float:
+    number = finite(name, value, expected := f"a number from {low:g} to {high:g}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {number}, expected {expected}")
+    return number
+
+
 def non_negative(name: str, value: Any) -> float:
     """A learning rate or a weight decay."""
     return at_least(name, value, 0)
 
 
+def weights(name: str, value: Any) -> Tensor:
+    """Factors of the samples or of the classes, finite and at least 0. That reads them."""
+    found = value if isinstance(value, Tensor) else as_tensor(name, value)
+    real(name, found)
+    found = comparable(found)
+    if found.dim() != 1:
+        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected one dimension")
+    if (wrong := found[~((found >= 0) & (found < math.inf))]).numel():
+        raise ValueError(f"{name} holds {wrong[0].item()}, expected finite numbers of at least 0")
+    return found if found.is_floating_point() else found.double()
+
+
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A NumPy array or a list as a tensor on the CPU, Python's floats in float64."""
+    """A NumPy array, what has one (as a pandas.Series), or a list, on the CPU; Python's floats in float64."""
+    given = value
     try:
+        if hasattr(value, "filled") and hasattr(value, "mask"):
+            raise TypeError("it is masked: write filled(...) for what is to stand in the masked places, or select rows")
         if hasattr(value, "__array__"):
             array = value.__array__()
-            # torch takes neither negative strides nor foreign byte orders, and warns of read-only memory.
-            value = array.astype(array.dtype.newbyteorder("="), order="C")
+            # torch takes neither objects, negative strides nor foreign byte orders, and warns of read-only memory.
+            is_plain = array.dtype.kind != "O"
+            value = array.astype(array.dtype.newbyteorder("="), order="C") if is_plain else array.tolist()
+        if text := _text(value):
+            raise TypeError(f"it holds {str(text)!r}: np.unique(..., return_inverse=True)[1] gives numbers of classes")
         converted = torch.as_tensor(value, device="cpu")
         floats = isinstance(value, list | tuple | float) and converted.is_floating_point()
         return torch.as_tensor(value, dtype=torch.float64, device="cpu") if floats else converted
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{name} is {type(value).__name__}, expected a tensor, a NumPy array or a list of numbers ({error})"
+            f"{name} is {type(given).__name__}, expected a tensor, a NumPy array or a list of numbers ({error})"
         ) from None
+
+
+def _text(value: Any) -> str | bytes | None:
+    """The first element, if it is text."""
+    if isinstance(value, str | bytes):
+        return value
+    is_nested = isinstance(value, list | tuple) or getattr(getattr(value, "dtype", None), "kind", "") in ("S", "U")
+    return _text(value[0]) if is_nested and len(value) else None

@@ -21,17 +21,42 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Parameter(NamedTuple):
-    """Of an activation: its default, and the least value with which the derivative is right."""
+    """Of an activation or a loss: its default, and the least value with which the derivative is right."""
 
     default: float
     least: float = -math.inf
 
     def takes(self, value: Any) -> bool:
-        return type(value) in (float, int) and self.least <= value < math.inf
+        return type(value) in (float, int) and -math.inf < value < math.inf and value >= self.least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Parametrized:
+    """What has parameters: an activation, or a loss.
+
+    Attributes:
+        parameters: by the names that torch's module and function give them.
+    """
+
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    @property
+    def options(self) -> str:
+        """They, in a schema."""
+        return "".join(f", float {name}={parameter.default}" for name, parameter in self.parameters.items())
+
+    def takes(self, given: Sequence[Any]) -> bool:
+        """Whether the formulas are right with these values of the parameters."""
+        return all(parameter.takes(value) for parameter, value in zip(self.parameters.values(), given, strict=True))
+
+    def checked_values(self, given: Sequence[Any], of: str = "") -> tuple[float, ...]:
+        """These values, or an error that says ``of`` what they are."""
+        named = zip(self.parameters.items(), given, strict=True)
+        return tuple(_checks.at_least(of + name, value, parameter.least) for (name, parameter), value in named)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Parametrized):
     """An activation, as torch has it.
 
     Functions take what their names say, and then the parameters, in order.
@@ -42,10 +67,11 @@ class Entry:
         forward, in_place: torch's functions of z.
         into: torch's function of z, with ``out`` and the parameters as keywords: a call of the tensor plan.
         gradient, arguments: torch's op of the derivative, and what it takes after delta, made of value.
-        out: the overload of ``gradient`` that takes memory for its result.
+        out: the overload of ``gradient`` that takes memory for its result; empty if there is none.
         of_input: whether value, which the derivative is in terms of, is the input z; else it is the output a.
         flops: of an element, forward and backward.
-        parameters: by the names that module and function give them.
+        variant: the argument of module, function and gradient that tells this formula from others of the same module,
+            which have the same parameters.
         known: values of other arguments of the module that are computed here; "inplace" changes none.
     """
 
@@ -59,22 +85,46 @@ class Entry:
     out: str = "grad_input"
     of_input: bool = False
     flops: tuple[int, int]
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    variant: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ENTRIES[self.name] = MODULES[self.module] = self
+        ENTRIES[self.name] = self
+        MODULES.setdefault(self.module, self)
 
     @cached_property
     def usual(self) -> "Chosen":
         """It, with the defaults of its parameters."""
         return Chosen(self.name, tuple(parameter.default for parameter in self.parameters.values()))
 
+    @cached_property
+    def variants(self) -> "list[Entry]":
+        """Those of the same module, itself among them."""
+        return [entry for entry in ENTRIES.values() if entry.module is self.module]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it stands for all its variants, as the class of their modules."""
+        return self.variants[0] is self
+
+    def among(self, arguments: Mapping[str, Any]) -> "Entry | None":
+        """Of its variants that of these arguments, if there is one."""
+        for entry in self.variants:
+            if all(arguments[name] == value for name, value in entry.variant.items()):
+                return entry
+        return None
+
     def of(self, owner: object) -> "Chosen":
-        """It, with the parameters that an object has as attributes, as they are."""
-        if not self.parameters:
-            return self.usual
-        return Chosen(self.name, tuple(getattr(owner, name) for name in self.parameters))
+        """It, or another of its variants, with the parameters that an object has as attributes, as they are."""
+        entry: Entry = self
+        if self.variant:
+            given = {name: getattr(owner, name) for name in self.variant}
+            if (found := self.among(given)) is None:
+                raise ValueError(f"{owner} has {given}, expected one of {[dict(v.variant) for v in self.variants]}")
+            entry = found
+        if not entry.parameters:
+            return entry.usual
+        return Chosen(entry.name, tuple(getattr(owner, name) for name in entry.parameters))
 
     @cached_property
     def others(self) -> dict[str, Any]:
@@ -85,8 +135,10 @@ class Entry:
 
     def backward_in_place(self, delta: Tensor, value: Tensor, *parameters: float) -> Callable[[], object]:
         """The call that puts it in the place of delta."""
-        op = getattr(self.gradient, self.out)
-        return partial(op, delta, *self.arguments(value, *parameters), grad_input=delta)
+        arguments = self.arguments(value, *parameters)
+        if not self.out:
+            return lambda: delta.copy_(self.gradient(delta, *arguments, **self.variant))
+        return partial(getattr(self.gradient, self.out), delta, *arguments, **self.variant, grad_input=delta)
 
     def values(self, given: Sequence[float] = (), of: str = "") -> tuple[float, ...]:
         """These values of the parameters, checked, or their defaults if there are none; errors say ``of`` what."""
@@ -96,23 +148,19 @@ class Entry:
             raise ValueError(
                 f"activation_parameters has {len(given)} numbers, expected {len(self.parameters)} for {self.name}"
             )
-        named = zip(self.parameters.items(), given, strict=True)
-        return tuple(_checks.at_least(of + name, value, parameter.least) for (name, parameter), value in named)
+        return self.checked_values(given, of)
 
-    def values_of(self, name: str, module: nn.Module) -> tuple[float, ...]:
-        """The values of the parameters that this module of ``self.module`` has, on rows (m, n).
+    def checked(self, name: str, module: nn.Module) -> "Chosen":
+        """What this module of ``self.module`` computes, on rows (m, n).
 
         Raises:
-            ValueError: if it has one that ours lacks, or a value that ours does not take.
+            ValueError: if it has an argument that ours lacks, or a value that ours does not take.
         """
         for argument, known in self.lacking(module).items():
             expected = " or ".join(f"{argument}={value!r}" for value in known)
             raise ValueError(f"{name} is {module}, expected {expected}")
-        return self.values(self.of(module).parameters, f"{name}.")
-
-    def takes(self, given: Sequence[Any]) -> bool:
-        """Whether the derivative is right with these values of the parameters."""
-        return all(parameter.takes(value) for parameter, value in zip(self.parameters.values(), given, strict=True))
+        of, parameters = self.of(module)
+        return Chosen(of, self.values(parameters, f"{name}."))
 
     def lacking(self, module: nn.Module) -> dict[str, tuple[Any, ...]]:
         """The arguments of a module that are others than are computed here, and what they would have to be."""
@@ -120,8 +168,9 @@ class Entry:
 
     @cached_property
     def _computed(self) -> dict[str, tuple[Any, ...]]:
-        others = {argument: default for argument, default in self.others.items() if argument != "inplace"}
-        return {argument: self.known.get(argument, (default,)) for argument, default in others.items()}
+        others = {argument: (default,) for argument, default in self.others.items() if argument != "inplace"}
+        variants = {name: tuple(entry.variant[name] for entry in self.variants) for name in self.variant}
+        return others | variants | dict(self.known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +179,7 @@ class Elementwise(Entry):
 
     Attributes:
         formula, derivative: f(z) as (m, z), and delta f'(z) as (m, delta, value), by the functions ``where``, ``exp``,
-            ``tanh`` of some mathematics m: NumPy's, or torch's.
+            ``expm1``, ``log1p``, ``erfc`` and ``tanh`` of some mathematics m: NumPy's, or torch's.
         is_last: whether ``gradient`` has no derivative of its own, so that the formula serves where that is asked for.
     """
 
@@ -140,10 +189,9 @@ class Elementwise(Entry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        options = "".join(f", float {name}={parameter.default}" for name, parameter in self.parameters.items())
         value, (forward, backward) = "z" if self.of_input else "a", self.flops
-        operation(f"{self.name}(Tensor z{options}) -> Tensor", others=forward)(self.forward)
-        schema = f"{self.name}_backward(Tensor delta, Tensor {value}{options}) -> Tensor"
+        operation(f"{self.name}(Tensor z{self.options}) -> Tensor", others=forward)(self.forward)
+        schema = f"{self.name}_backward(Tensor delta, Tensor {value}{self.options}) -> Tensor"
         operation(schema, others=backward)(self.backward)
 
     def backward(self, delta: Tensor, value: Tensor, *parameters: float) -> Tensor:
@@ -152,7 +200,7 @@ class Elementwise(Entry):
         if self.is_last and torch.is_grad_enabled() and (delta.requires_grad or value.requires_grad):
             result: Tensor = self.derivative(torch, delta, value, *parameters)
         else:
-            result = self.gradient(delta, *self.arguments(value, *parameters))
+            result = self.gradient(delta, *self.arguments(value, *parameters), **self.variant)
         return result
 
 
@@ -166,10 +214,14 @@ class Chosen(NamedTuple):
     def entry(self) -> Entry:
         return ENTRIES[self.name]
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the module, or of the layer of the engine."""
+        return dict(zip(self.entry.parameters, self.parameters, strict=True)) | dict(self.entry.variant)
+
     def module(self) -> nn.Module:
         """Torch.nn's, on rows."""
-        options: dict[str, Any] = dict(zip(self.entry.parameters, self.parameters, strict=True))
-        return self.entry.module(**options, **{name: values[-1] for name, values in self.entry.known.items()})
+        return self.entry.module(**self.arguments, **{name: values[-1] for name, values in self.entry.known.items()})
 
 
 def chosen(name: str, parameters: Sequence[float], but: str = "") -> Chosen:
@@ -185,7 +237,7 @@ def chosen(name: str, parameters: Sequence[float], but: str = "") -> Chosen:
 
 #: By name, each that was made, in activations.py or softmax.py.
 ENTRIES: dict[str, Entry] = {}
-#: The same by torch's module.
+#: By torch's module; of several variants the first.
 MODULES: dict[type[nn.Module], Entry] = {}
 
 

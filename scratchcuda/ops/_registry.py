@@ -22,9 +22,9 @@ class Op(NamedTuple):
     Attributes:
         schema: of its arguments and results.
         products: FLOPs of its matrix products, from the shapes of its arguments; None if it has none.
-        others: its other FLOPs, where a sum, a product, a quotient, a comparison, a logarithm, an exponential and a
-            hyperbolic tangent count as one each: so many for each element of its largest tensor, or what this function
-            of its arguments by name, and of its result, gives.
+        others: its other FLOPs, where a sum, a product, a quotient, a comparison and a function, as the exponential,
+            count as one each: so many for each element of its largest tensor, or what this function of its arguments
+            by name, and of its result, gives.
         moved: the bytes that it has to read and write, as such a function; None if each tensor that it takes is read
             once, and each that it returns or mutates is written once.
     """

@@ -12,7 +12,7 @@ from scratchcuda.ops._entries import ENTRIES, chosen
 from scratchcuda.ops._registry import operation, twins
 from scratchcuda.ops.sgd import sgd_update_twin
 
-__all__ = ["dense", "dense_backward_input", "dense_backward_weights", "dense_update_"]
+__all__ = ["dense", "dense_backward_input", "dense_backward_weights", "dense_update_", "dense_with_preactivation"]
 
 
 @operation(
@@ -47,14 +47,43 @@ def dense(
     Returns:
         (..., n_out).
     """
-    _checks.floating("x", x)
-    _check_weights("x", x, w)
-    _checks.features("x", x, w.shape[0])
-    if b is not None:
-        _checks.alike("b", b, "x", x)
-        _checks.shape("b", b, (w.shape[1],))
+    _check_layer(x, w, b)
     name, values = chosen(activation, activation_parameters)
     return _backend.serving("dense", x, w, *([] if b is None else [b]))(x, w, b, name, values)
+
+
+@operation(
+    "dense_with_preactivation(Tensor x, Tensor w, Tensor? b, str activation, float[] activation_parameters=[]) "
+    "-> (Tensor, Tensor)",
+    products=lambda x, w, *rest: 2 * math.prod(x) * w[1],
+    others=lambda of, out: out[0].numel() * ((of["b"] is not None) + ENTRIES[of["activation"]].flops[0]),
+)
+def dense_with_preactivation_twin(
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str, activation_parameters: Sequence[float] = ()
+) -> tuple[Tensor, Tensor]:
+    # x (..., n_in), w (n_in, n_out), b (n_out,) -> a (..., n_out), z (..., n_out)
+    z = functional.linear(x, w.mT, b)
+    return ENTRIES[activation].forward(z, *activation_parameters), z
+
+
+def dense_with_preactivation(
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str, activation_parameters: Sequence[float] = ()
+) -> tuple[Tensor, Tensor]:
+    """A dense layer, and what its activation is of: for a backward that is in terms of the input, as silu's.
+
+    Args:
+        x, w, b, activation_parameters: as :func:`dense` takes them.
+        activation: one of those of :data:`ACTIVATIONS` whose derivative is in terms of the input.
+
+    Returns:
+        ``f(z)`` and ``z = x w + b``, both (..., n_out).
+    """
+    _check_layer(x, w, b)
+    _checks.one_of("activation", activation, [name for name, entry in ENTRIES.items() if entry.of_input])
+    name, values = chosen(activation, activation_parameters)
+    serving = _backend.serving("dense_with_preactivation", x, w, *([] if b is None else [b]))
+    result: tuple[Tensor, Tensor] = serving(x, w, b, name, values)
+    return result
 
 
 @operation(
@@ -178,6 +207,15 @@ def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, wei
     with torch.no_grad():
         _backend.serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
     _backend.bump_versions(w, b)
+
+
+def _check_layer(x: Tensor, w: Tensor, b: Tensor | None) -> None:
+    _checks.floating("x", x)
+    _check_weights("x", x, w)
+    _checks.features("x", x, w.shape[0])
+    if b is not None:
+        _checks.alike("b", b, "x", x)
+        _checks.shape("b", b, (w.shape[1],))
 
 
 def _check_rows(delta: Tensor, x: Tensor) -> None:

@@ -1,6 +1,7 @@
-"""A mathematics for the formulas of activations, which tells how far rounding may lead, and counts operations."""
+"""A mathematics for formulas, which tells how far rounding may lead, and counts operations."""
 
 import numpy as np
+from oracle import FUNCTION_UNITS, erfc
 
 
 def operation(function):
@@ -25,15 +26,20 @@ def quotient(a, b):
     return Term(a.value / b.value, a.size / abs(b.value) * (b.size / abs(b.value)))
 
 
-def tanh(x):
-    a = np.tanh(x.value)
-    return Term(a, abs(a) + (1 - a * a) * (x.size - abs(x.value)))
+def function(f, derivative, units=FUNCTION_UNITS):
+    """Its argument is off by a rounding of its size, and it may itself err by more units than most."""
+
+    def of(x):
+        value = f(x.value)
+        return Term(value, abs(value) * (1 + units - FUNCTION_UNITS) + abs(derivative(x.value)) * x.size)
+
+    return operation(of)
 
 
 class Term:
     """A number, and its size: the same with every term taken as positive, which its rounding is in proportion to.
 
-    A function adds, times its derivative, by how much the size of its argument is above the number.
+    A function adds, times its derivative, the size of its argument.
 
     Attributes:
         what: it is: an operation and those of its operands.
@@ -57,8 +63,13 @@ class Term:
     __le__ = operation(lambda a, b: a.value <= b.value)
     __gt__ = operation(lambda a, b: a.value > b.value)
     __ge__ = operation(lambda a, b: a.value >= b.value)
-    exp = operation(lambda x: Term(np.exp(x.value), np.exp(x.value) * (1 + x.size - abs(x.value))))
-    tanh = operation(tanh)
+    exp = function(np.exp, np.exp)
+    log = function(np.log, lambda x: 1 / x)
+    expm1 = function(np.expm1, np.exp)
+    log1p = function(np.log1p, lambda x: 1 / (1 + x))
+    erfc = function(erfc, lambda x: 2 / np.sqrt(np.pi) * np.exp(-x * x), units=5)  # CUDA's in float64, by its manual
+    tanh = function(np.tanh, lambda x: 1 - np.tanh(x) ** 2)
+    __abs__ = operation(lambda x: Term(abs(x.value), x.size))
 
     @staticmethod
     def where(condition, a, b):

@@ -31,6 +31,8 @@ from scratchcuda import ops
 from scratchcuda.ops import _emulator
 from scratchcuda.ops._entries import ENTRIES, Chosen
 
+OF_INPUT = [name for name in ELEMENTWISE if ENTRIES[name].of_input]
+
 
 def as_rows(values):
     return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
@@ -47,8 +49,20 @@ def dense(m, x, w, b, activation, parameters=()):
     z = (product(as_rows(x), w) + b).reshape(*x.shape[:-1], w.shape[1])
     if activation == "none":
         return (z,)
-    # A softmax is a kernel of its own.
-    return cases()[activation].formula(m, m.stored(z) if activation == "softmax" else z, *parameters)
+    # A softmax is a kernel of its own, and what may be stored beside the output is rounded in any case.
+    stored = activation == "softmax" or ENTRIES[activation].of_input
+    return cases()[activation].formula(m, m.stored(z) if stored else z, *parameters)
+
+
+def dense_and_z(m, x, w, b, activation, parameters=()):
+    (z,) = dense(m, x, w, b, "none")
+    z = m.stored(z)
+    return cases()[activation].formula(m, z, *parameters)[0], z
+
+
+def torchs_and_z(x, w, b, activation, parameters=()):
+    z = x @ w + b
+    return Chosen(activation, parameters).module()(z), z
 
 
 def backward_input(m, delta, w):
@@ -132,6 +146,26 @@ CASES = {
                 "activation_parameters has 1 numbers, expected 0 for relu",
             ),
             Refused(lambda t: (t.x, t.w, t.b, None), TypeError, "activation is None, expected one of none, ", None),
+        ],
+    ),
+    "dense_with_preactivation": Case(
+        arguments=lambda m: (rand(m, 5), rand(5, 3), rand(3), "silu"),
+        theirs=torchs_and_z,
+        formula=dense_and_z,
+        magnitudes=lambda x, w, b, *rest: 2 * dense(TRUTH, abs(x), abs(w), abs(b), "none"),
+        results=("a", "z"),
+        costs=[
+            Cost(lambda t: (t.x, t.w, t.b, "silu"), *(2 * M * K * N, 5 * M * N, M * K + K * N + N + 2 * M * N)),
+            Cost(lambda t: (t.x, t.w, None, "gelu"), *(2 * M * K * N, 4 * M * N, M * K + K * N + 2 * M * N)),
+        ],
+        refused=[
+            Refused(lambda t: (t.x, t.w[0], t.b, "silu"), ValueError, r"w has shape \(3,\), expected \(n_in, n_out\)"),
+            Refused(
+                lambda t: (t.x, t.w, t.b, "relu"), ValueError, f"activation is 'relu', {one_of(OF_INPUT)}(?!.*tanh,)"
+            ),
+            Refused(
+                lambda t: (t.x, t.w, t.b, "elu", []), None, "activation_parameters has 0 numbers, expected 1 for elu"
+            ),
         ],
     ),
     "dense_backward_input": Case(
@@ -359,6 +393,23 @@ def test_dense_backward_input_of_the_activation_below(activation, layout, dtype)
         expected = kernel(f"{activation}_backward", kernel("dense_backward_input", delta, w), a, *parameters)
         found = kernel("dense_backward_input", delta, w, a, activation, parameters)
         same(found, expected, f"dense_backward_input of {activation}")
+
+
+@of_kernels
+@by_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", OF_INPUT)
+def test_dense_with_preactivation_of_two_kernels(activation, layout, dtype):
+    """Their bits, whether or not what is between them is kept, with a bias and without."""
+    parameters = others(activation)
+    for m, n_in, n_out in ((40, 24, 16), (33, 19, 35)):
+        x, w, b, _ = dense_args(m, n_in, n_out, dtype, layout)["dense"]
+        for bias in (b, None):
+            z = kernel("dense", x, w, bias, "none")
+            a = kernel(activation, z, *parameters)
+            found = kernel("dense_with_preactivation", x, w, bias, activation, parameters)
+            same(found, (a, z), f"dense_with_preactivation of {activation}")
+            same(kernel("dense", x, w, bias, activation, parameters), a, f"dense with {activation}")
 
 
 @of_kernels
