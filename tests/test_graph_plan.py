@@ -13,13 +13,18 @@ from test_gpu import DTYPES
 from trajectories import mlp
 
 from scratchcuda import (
+    ELU,
+    GELU,
     MSE,
+    BinaryCrossEntropy,
     CrossEntropy,
     Dense,
+    Huber,
     InputLayer,
     Model,
     ReLU,
     Sigmoid,
+    SiLU,
     SimpleLinearRegression,
     Softmax,
     Tanh,
@@ -32,17 +37,29 @@ from scratchcuda.ops import _backend, _emulator
 pytestmark = pytest.mark.backends("emulator", "kernels")
 
 
+WEIGHTS = {"class_weights": [0.5, 2, 1], "label_smoothing": 0.1}
+#: Loss, last activation, targets of so many samples, and options of the fit.
+LOSSES = {
+    "mse": (MSE(), None, lambda m: torch.randn(m, 3), {}),
+    "huber": (Huber(0.5), None, lambda m: torch.randn(m, 3), {}),
+    "binary": (BinaryCrossEntropy(), Sigmoid(), lambda m: torch.rand(m, 3), {}),
+    "classes": (CrossEntropy(), None, lambda m: torch.randint(3, (m,)), {}),
+    "probabilities": (CrossEntropy(), Softmax(), lambda m: torch.randint(3, (m,)), {}),
+    "weights": (CrossEntropy(**WEIGHTS), Softmax(), lambda m: torch.randint(3, (m,)), {"sample_weight": range(1, 24)}),
+}
+
+
 def network(loss, dtype=torch.float64):
     """Layers of all kinds, in every order that a plan treats in another way."""
-    layers = [Tanh(), Dense(8, Tanh()), Dense(8, Softmax()), Dense(7), ReLU(), Softmax(), Dense(8, Sigmoid())]
-    last = Dense(3, Softmax() if loss == "probabilities" else None)
-    model = Model([InputLayer(5), *layers, Dense(6, ReLU()), last], MSE() if loss == "mse" else CrossEntropy())
-    return model.to(dtype)
+    layers = [Tanh(), Dense(8, Tanh()), Dense(8, Softmax()), Dense(7), ReLU(), SiLU(), Dense(8, GELU()), Dense(7)]
+    layers += [ELU(), Softmax(), Dense(8, Sigmoid())]
+    loss_f, last, _, _ = LOSSES[loss]
+    return Model([InputLayer(5), *layers, Dense(6, ReLU()), Dense(3, copy.copy(last))], loss_f).to(dtype)
 
 
 def data(loss, dtype=torch.float64, samples=23):
-    x = torch.randn(samples, 5, dtype=torch.float64).to(dtype)
-    return x, torch.randn(samples, 3, dtype=torch.float64).to(dtype) if loss == "mse" else torch.randint(3, (samples,))
+    x, y = torch.randn(samples, 5, dtype=torch.float64).to(dtype), LOSSES[loss][2](samples)
+    return x, y.to(dtype) if y.is_floating_point() else y
 
 
 def fit(model, x, y, plan=True, epochs=3, lr=0.1, batch_size=7, **options):
@@ -129,19 +146,21 @@ def graphs(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("loss", ["mse", "classes", "probabilities"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_bits_as_layer_by_layer(loss, dtype):
-    model, (x, y) = network(loss, dtype), data(loss, dtype)
+    model, (x, y), options = network(loss, dtype), data(loss, dtype), LOSSES[loss][3]
     twin = copy.deepcopy(model)
-    assert_same_bits(fit(model, x, y), fit(twin, x, y, plan=False))
+    assert_same_bits(fit(model, x, y, **options), fit(twin, x, y, plan=False, **options))
 
 
-@pytest.mark.parametrize("loss", ["mse", "classes", "probabilities"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_replays_do_what_was_captured(loss, graphs):
-    model, (x, y) = network(loss), data(loss)
+    model, (x, y), options = network(loss), data(loss), LOSSES[loss][3]
+    options = {name: torch.tensor(weights, dtype=x.dtype) for name, weights in options.items()}  # kept between the fits
     twin = copy.deepcopy(model)
     for epochs in (3, 2):  # the second fit replays alone
-        assert_same_bits(fit(model, x, y, epochs=epochs), fit(twin, x, y, plan=False, epochs=epochs))
+        options["epochs"] = epochs
+        assert_same_bits(fit(model, x, y, **options), fit(twin, x, y, plan=False, **options))
     # Three batches of 7, one of 2, and the validation; the first of each is eager.
     assert graphs is None or [graph.replays for graph in graphs] == [3 * 5 - 1, 5 - 1, 5 - 1]
 
@@ -174,6 +193,8 @@ CHANGES = {
     "an activation": lambda model, x, y: [setattr(model.layers[1], "act_f", Sigmoid()), {}][-1],
     "another fusion": lambda model, x, y: [setattr(model.layers[3], "act_f", model.layers.pop(4)), {}][-1],
     "the loss": lambda model, x, y: [setattr(model, "loss_f", CrossEntropy()), {"y": y.softmax(1)}][-1],
+    "class weights": lambda model, x, y: [setattr(model, "loss_f", CrossEntropy(**WEIGHTS)), {"y": y.softmax(1)}][-1],
+    "sample weights": lambda model, x, y: CHANGES["the loss"](model, x, y) | {"sample_weight": range(1, 24)},
 }
 
 
@@ -237,9 +258,10 @@ def test_launches_of_a_step(workload, count):
 
 
 @pytest.mark.backends("emulator")
-def test_a_step_keeps_its_activations_once_and_no_gradient_of_weights(monkeypatch):
+@pytest.mark.parametrize(("activation", "kept"), [(Tanh, 1), (SiLU, 2)])  # its output, or also its input
+def test_a_step_keeps_its_activations_once_and_no_gradient_of_weights(activation, kept, monkeypatch):
     sizes, m = [5, 64, 48, 3], 4
-    model, x, y = mlp(sizes, Tanh), torch.randn(m, 5, dtype=torch.float64), torch.randn(m, 3, dtype=torch.float64)
+    model, x, y = mlp(sizes, activation), torch.randn(m, 5, dtype=torch.float64), torch.randn(m, 3, dtype=torch.float64)
     live, peak = 0, 0
     serving = _backend.serving
 
@@ -260,9 +282,12 @@ def test_a_step_keeps_its_activations_once_and_no_gradient_of_weights(monkeypatc
         live -= freed
 
     monkeypatch.setattr(_backend, "serving", watched)
+    _emulator.record(True)
     model.fit(x, y, 1, 0.1, m, verbose=False)
+    assert len(_emulator.launches()) == 1 + 3 + 1 + 2 + 3
+    _emulator.record(False)
     deltas = max(a + b for a, b in itertools.pairwise(sizes[1:]))  # above and below a layer
-    assert peak == 8 * m * (sum(sizes[1:]) + deltas)
+    assert peak == 8 * m * (kept * sum(sizes[1:-1]) + sizes[-1] + deltas)
     history = model.fit(x, y, 1, 0.1, m, verbose=False)
     # The batch, the order of 4 samples, the step, and two places for losses.
     assert history.graph_bytes == 8 * (m * 5 + m * 3 + m + 1 + 2)

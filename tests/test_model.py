@@ -4,6 +4,7 @@ import copy
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from oracle import same
@@ -12,6 +13,8 @@ from trajectories import TOLERANCE, mlp
 
 import scratchcuda as sc
 from scratchcuda import (
+    MSE,
+    BinaryCrossEntropy,
     CrossEntropy,
     Dense,
     InputLayer,
@@ -225,6 +228,114 @@ def test_saturated_probabilities_stay_finite(path):
     # softmax minus one-hot, over three samples, times the learning rate
     expected = torch.tensor([[1900, 100, 0], [0, 1900, 100], [100, 0, 1900]], dtype=torch.float64)
     torch.testing.assert_close(model.layers[0].w, expected, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_saturated_sigmoids_stay_finite(dtype, usual_path):
+    """Scores of 1e4 in favour of the wrong label: losses and gradients are torch's of the scores, on every path."""
+    x, y = torch.tensor([[1.0], [-1.0], [0.5]], dtype=dtype), torch.tensor([0, 1, 1])
+    scores = (1e4 * x).requires_grad_()
+    expected = nn.functional.binary_cross_entropy_with_logits(scores, y[:, None].to(dtype))
+    loss = pytest.approx(expected.item(), rel=torch.finfo(dtype).eps)  # a sum of three, rounded
+    step = 256 * (torch.autograd.grad(expected, scores)[0] * x).sum()
+    for plan in (True, False):
+        model = Model([InputLayer(1), Dense(1, Sigmoid())], BinaryCrossEntropy(), dtype=dtype)
+        model.layers[0].set_params(torch.full((1, 1), 1e4), torch.zeros(1))
+        same(model.predict(x), torch.tensor([[1.0], [0.0], [1.0]], dtype=dtype))
+        assert model.evaluate(x, y) == loss
+        history = model.fit(x, y, 1, 256.0, 3, x, y, plan=plan, verbose=False)
+        is_planned = plan and (dtype.itemsize > 2 or usual_path == "graph plan")
+        assert history.path == (usual_path if is_planned else "general")
+        assert history.loss == [loss]
+        assert history.valid_loss[0] == pytest.approx(model.evaluate(x, y), rel=torch.finfo(dtype).eps)
+        torch.testing.assert_close(model.layers[0].w, 1e4 - step.reshape(1, 1))
+
+
+@pytest.mark.parametrize("last", [[Dense(3, sc.GELU())], [Dense(3), sc.GELU()]], ids=["in a Dense", "by itself"])
+def test_a_prediction_keeps_nothing_for_a_backward(last):
+    model, x = Model([InputLayer(5), *last]), torch.randn(4, 5)
+    assert hasattr(model.__forward__(x), "z")
+    assert not vars(model.predict(x))
+
+
+def test_a_sigmoid_carries_scores_for_its_loss_alone():
+    """The Dense computes all others along."""
+    model = Model([InputLayer(3), Dense(2, Sigmoid()), Dense(1, Sigmoid())], BinaryCrossEntropy())
+    x = torch.randn(4, 3)
+    assert [hasattr(layer.forward(torch.randn(4, len(layer.w))), "scores") for layer in model.layers] == [False, True]
+    assert copy.deepcopy(model).evaluate(x, [0, 1, 1, 0]) == model.evaluate(x, [0, 1, 1, 0])
+    Model([InputLayer(3), Dense(1, model.layers[-1].act_f)], sc.MSE())  # takes nothing from a model that shares it
+    assert hasattr(model.predict(x), "scores")
+    model.loss_f = sc.MSE()
+    assert not hasattr(model.predict(x), "scores")
+
+
+X, ONE, CLASSES = torch.rand(6, 4), torch.tensor([[0], [1], [1], [0], [1], [0]]), torch.tensor([2, 0, 1, 1, 0, 2])
+
+
+class Frame:
+    """As pandas' have one."""
+
+    def __init__(self, values):
+        self.values = np.array(values, object)
+
+    def __array__(self):
+        return self.values
+
+
+FORMS = {
+    "integers": lambda t: t,
+    "a row for all": lambda t: t.flatten(),
+    "a column": lambda t: t.reshape(-1, 1),
+    "floats": lambda t: t.flatten().double(),
+    "bytes": lambda t: t.numpy(force=True).astype(np.uint8),
+    "unsigned": lambda t: t.numpy(force=True).astype(np.uint16),
+    "list": lambda t: t.tolist(),
+    "bools": lambda t: [bool(value) for value in t],
+    "object array": lambda t: Frame(t.tolist()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("loss_f", "outputs", "y"),
+    [(MSE(), 1, ONE), (BinaryCrossEntropy(), 1, ONE), (CrossEntropy(), 2, ONE.flatten()), (CrossEntropy(), 3, CLASSES)],
+)
+def test_targets_as_people_have_them(form, loss_f, outputs, y):
+    if form == "bools" and outputs == 3:
+        return
+    y = y.to(X.device)
+    models = [mlp([4, 5, outputs], Tanh, loss_f=loss_f, dtype=torch.float32) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    usual = y if loss_f.takes_classes else y.float()
+    for model, targets in zip(models, (usual, FORMS[form](y)), strict=True):
+        model.fit(X, targets, 2, 0.1, 4, X, targets, verbose=False)
+        model.update(model.__forward__(X), targets if isinstance(targets, torch.Tensor) else usual, 0.1)
+    same(models[0].state_dict(), models[1].state_dict())
+    assert models[0].history == models[1].history
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_class_weights_written_into_count_in_the_next_fit(dtype, path):
+    """Also those that were converted to the dtype of the predictions."""
+    weights, y = torch.tensor([1.0, 2, 3], dtype=dtype), CLASSES.to(X.device)
+    model = mlp([4, 5, 3], Tanh, loss_f=CrossEntropy(class_weights=weights), dtype=torch.float32)
+    for _ in range(2):
+        twin = copy.deepcopy(model)
+        twin.loss_f = CrossEntropy(class_weights=weights.tolist())
+        losses = [m.fit(X, y, 2, 0.1, 4, X, y, plan=path != "general", verbose=False) for m in (model, twin)]
+        assert losses[0] == losses[1]
+        weights[0] = 9
+
+
+def test_integers_are_inputs():
+    images, model = torch.randint(256, (6, 4), dtype=torch.uint8), mlp([4, 2], Tanh, dtype=torch.float32)
+    expected, targets = model.predict(images.float()), torch.zeros(6, 2)
+    for given in (images, images.long(), images.numpy(force=True), Frame(images.tolist())):
+        same(model.predict(given), expected)
+        assert model.evaluate(given, targets) == pytest.approx(expected.square().mean().item())
+    regression = SimpleLinearRegression()
+    assert regression.fit([1, 2], [2, 4], 1, 0.1, 2, verbose=False).loss
 
 
 def test_cross_entropy_of_probabilities_from_elsewhere():

@@ -17,9 +17,12 @@ from trajectories import TOLERANCE, documents_backward, mlp
 
 from scratchcuda import (
     MSE,
+    BinaryCrossEntropy,
     CrossEntropy,
     Dense,
+    Huber,
     InputLayer,
+    Losses,
     Model,
     ReLU,
     Sigmoid,
@@ -56,6 +59,8 @@ PATCHES = [
     (Model, "__forward__"),
     (Model, "update"),
     (CrossEntropy, "backward"),
+    (BinaryCrossEntropy, "backward"),
+    (Huber, "backward"),
 ]
 
 
@@ -63,8 +68,9 @@ PATCHES = [
 def test_patched_methods_take_effect(cls, name, usual_path, monkeypatch):
     """The documents' way of teaching: a method patched onto our class changes training, on every path."""
     layers = [Dense(8, Tanh()), Dense(8, ReLU()), Dense(8, Sigmoid()), Dense(4, Softmax()), Dense(3)]
-    model = Model([InputLayer(5), *layers], CrossEntropy() if cls is CrossEntropy else MSE(), dtype=torch.float64)
+    model = Model([InputLayer(5), *layers], cls() if issubclass(cls, Losses) else MSE(), dtype=torch.float64)
     x, y = data()
+    y = y.sigmoid()
     start = {key: p.clone() for key, p in model.state_dict().items()}
     assert fit(model, x, y).path == usual_path
     trained = {key: p.clone() for key, p in model.state_dict().items()}
@@ -143,12 +149,26 @@ def test_the_documents_formulas_agree_with_the_plan(monkeypatch):
         torch.testing.assert_close(p, planned[key], rtol=1e-11, atol=1e-12)
 
 
-def test_patched_softmax_keeps_cross_entropy_on_probabilities(monkeypatch):
-    x, classes = data()[0], torch.arange(20) % 3
-    model = mlp([5, 3], Tanh, Softmax, CrossEntropy())
-    expected = model.evaluate(x, classes)
-    monkeypatch.setattr(Softmax, "__call__", lambda self, z: z.exp() / z.exp().sum(1, keepdim=True))
-    assert model.evaluate(x, classes) == pytest.approx(expected, rel=TOLERANCE)
+@pytest.mark.parametrize(
+    ("last", "loss_f", "formula"),
+    [
+        (Softmax, CrossEntropy(class_weights=[1, 2, 3]), lambda self, z: z.exp() / z.exp().sum(1, keepdim=True)),
+        (Sigmoid, BinaryCrossEntropy(), lambda self, z: 1 / (1 + torch.exp(-z))),
+    ],
+)
+def test_a_patched_last_activation_keeps_the_loss_on_probabilities(last, loss_f, formula, usual_path, monkeypatch):
+    """It carries no scores: loss and gradient are those of the probabilities alone, and train to the same numbers."""
+    x, y = data()[0], torch.rand(20, 3, dtype=torch.float64)
+    models = [mlp([5, 3], Tanh, last, loss_f) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    planned = fit(models[0], x, y, x_valid=x, y_valid=y)
+    monkeypatch.setattr(last, "__call__", formula)
+    patched = fit(models[1], x, y, x_valid=x, y_valid=y)
+    assert (planned.path, patched.path) == (usual_path, "general")
+    assert patched.step_loss + patched.valid_loss == pytest.approx(
+        planned.step_loss + planned.valid_loss, rel=TOLERANCE
+    )
+    torch.testing.assert_close(models[1].layers[0].w, models[0].layers[0].w, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def reassign(layer, name, change):
@@ -186,12 +206,16 @@ def test_what_no_plan_can_train_takes_the_general_path(usual_path):
     assert fit(untied, x, y, plan=False).reason == "asked for"
 
 
-def test_a_masked_class_leaves_the_losses_finite(path):
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0]])
+@pytest.mark.parametrize("batch_size", [6, 20])
+def test_a_masked_class_leaves_the_losses_finite(batch_size, weights, path):
     x, classes = data()[0], torch.arange(20) % 2
-    model = mlp([5, 8, 3], Tanh, loss_f=CrossEntropy())
+    model = mlp([5, 8, 3], Tanh, loss_f=CrossEntropy(class_weights=weights))
     model.layers[1].b[2] = -math.inf
-    expected = torch.nn.functional.cross_entropy(model.predict(x[:6]), classes[:6]).item()
-    history = fit(model, x, classes, x_valid=x, y_valid=classes, plan=path != "general")
+    loss_f = torch.nn.CrossEntropyLoss(weights and x.new_tensor(weights))
+    expected = loss_f(model.predict(x[:batch_size]), classes[:batch_size]).item()
+    options = {"x_valid": x, "y_valid": classes, "plan": path != "general", "verbose": False}
+    history = model.fit(x, classes, 2, 0.1, batch_size, **options)
     assert history.step_loss[0] == pytest.approx(expected, rel=TOLERANCE)
     assert all(map(math.isfinite, history.valid_loss))
 
@@ -224,7 +248,9 @@ def test_a_second_ctrl_c_comes_through_at_once(monkeypatch):
 @pytest.mark.parametrize("samples", [1, 5, 70, 1000])
 def test_validation_in_chunks(samples, monkeypatch):
     monkeypatch.setattr(tensor_plan, "CHUNK_BYTES", 4096)  # chunks of 64 samples
-    for loss_f, y_valid in ((MSE(), data(samples)[1]), (CrossEntropy(), torch.arange(samples) % 3)):
+    classes, weights = torch.arange(samples) % 3, [1, 2, 5]
+    losses = (MSE(), data(samples)[1]), (CrossEntropy(), classes), (CrossEntropy(class_weights=weights), classes)
+    for loss_f, y_valid in losses:
         (x, y), x_valid = data(), data(samples)[0]
         model = mlp([5, 8, 3], Sigmoid, loss_f=loss_f)
         y = y if isinstance(loss_f, MSE) else torch.arange(20) % 3
@@ -252,6 +278,7 @@ CHANGES = CHANGES | {
     "one batch": lambda model, x, y: {"batch_size": len(y)},
 }
 ANEW = {"weight_decay", "a parameter elsewhere", "dtype", "an activation", "another fusion", "the loss", "frozen"}
+ANEW |= {"class weights", "sample weights"}  # of another loss
 ANEW |= {"a parameter in another's place"}
 
 

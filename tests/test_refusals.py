@@ -10,7 +10,7 @@ from torch import nn
 from trajectories import mlp
 
 import scratchcuda as sc
-from scratchcuda import CrossEntropy, Dense, InputLayer, Model, SimpleLinearRegression, Tanh
+from scratchcuda import BinaryCrossEntropy, CrossEntropy, Dense, Huber, InputLayer, Model, SimpleLinearRegression, Tanh
 
 X, Y = torch.randn(8, 5), torch.randn(8, 3)
 CLASSES = torch.arange(8) % 3
@@ -37,10 +37,18 @@ MODEL = {
     "empty": (lambda m: fit(m, X[:0], Y[:0]), ValueError, r"x_train is empty \(shape \(0, 5\)\)"),
     "empty valid": (lambda m: fit(m, X, Y, 1, 0.1, 4, X[:0], Y[:0]), ValueError, "x_valid is empty"),
     "empty evaluate": (lambda m: m.evaluate(X[:0], Y[:0]), ValueError, "x is empty"),
-    "integers": (lambda m: fit(m, X.long()), TypeError, "x_train has dtype torch.int64, expected a floating-point"),
-    "integer array": (lambda m: fit(m, X.long().numpy(force=True)), TypeError, "x_train has dtype torch.int64"),
-    "integer targets": (lambda m: fit(m, X, Y.int()), TypeError, "y_train has dtype torch.int32, expected a floating"),
-    "complex": (lambda m: fit(m, X.cfloat()), TypeError, "x_train has dtype torch.complex64"),
+    "complex": (lambda m: fit(m, X.cfloat()), TypeError, "x_train has dtype torch.complex64, expected a real dtype"),
+    "complex targets": (lambda m: fit(m, X, Y.cfloat()), TypeError, "y_train has dtype torch.complex64"),
+    "masked": (lambda m: fit(m, np.ma.array(X.numpy(force=True))), TypeError, "x_train is MaskedArray, .*it is masked"),
+    "text": (lambda m: fit(m, X, list("abcabcab")), TypeError, r"y_train is list, .*it holds 'a': np.unique\("),
+    "text array": (lambda m: fit(m, X, np.array(list("ab" * 4))), TypeError, "y_train is ndarray, .*it holds 'a'"),
+    "text objects": (lambda m: fit(m, X, np.array(list("ab" * 4), object)), TypeError, "y_train .*it holds 'a'"),
+    "objects": (lambda m: fit(m, X, np.array([None] * 8)), TypeError, "y_train is ndarray, expected a tensor"),
+    "sample weights": (
+        lambda m: fit(m, sample_weight=[1] * 8),
+        TypeError,
+        "sample_weight is given, but MSE.loss has no such argument",
+    ),
     "dtype": (lambda m: fit(m, X.double()), TypeError, "x_train has dtype torch.float64, expected torch.float32"),
     "strings": (lambda m: fit(m, [["a"] * 5] * 8), TypeError, "x_train is list, expected a tensor, a NumPy array or"),
     "ragged": (lambda m: m.predict([[1.0] * 5, [1.0]]), TypeError, "x is list, expected a tensor"),
@@ -108,11 +116,11 @@ def test_model_refuses(case):
     [
         (CLASSES + 1, ValueError, "y_train holds class index 3, expected 0 to 2"),
         (CLASSES - 1, ValueError, "y_train holds class index -1, expected 0 to 2"),
-        (CLASSES.float(), TypeError, "y_train has dtype torch.float32, expected integer class indices"),
-        (CLASSES.bool(), TypeError, "y_train has dtype torch.bool, expected integer class indices"),
+        (CLASSES - 0.5, ValueError, r"y_train holds -0.5, expected class indices \(8,\) or rows of probabilities"),
+        (CLASSES.cfloat(), TypeError, "y_train has dtype torch.complex64, expected a real dtype"),
         (CLASSES[:5], ValueError, "y_train .* expected 8 samples as x_train"),
         (Y[:, :2], ValueError, r"y_train has shape \(8, 2\), expected \(8, 3\)"),
-        (CLASSES.unsqueeze(1), ValueError, r"y_train has shape \(8, 1\), expected \(8, 3\)"),
+        (CLASSES[:, None, None], ValueError, r"y_train has shape \(8, 1, 1\), expected \(8, 3\)"),
     ],
 )
 def test_cross_entropy_refuses(y, exception, message):
@@ -120,6 +128,81 @@ def test_cross_entropy_refuses(y, exception, message):
     before = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(exception, match=message):
         fit(model, X, y.to(X.device))
+    same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (2 * (CLASSES == 0) - 1, r"y_train holds -1, expected 0 to 1; write \(y \+ 1\) / 2 for labels of -1 and 1"),
+        ((CLASSES == 0).float().neg(), "y_train holds -1.0, expected 0 to 1$"),
+        (CLASSES / CLASSES, "y_train holds nan, expected 0 to 1$"),
+        (Y, r"y_train has shape \(8, 3\), expected \(8, 1\)"),
+    ],
+)
+def test_binary_cross_entropy_refuses(y, message):
+    model = mlp([5, 8, 1], Tanh, loss_f=BinaryCrossEntropy(), dtype=torch.float32)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit(model, X, y.to(X.device))
+    same(model.state_dict(), before)
+
+
+def test_cross_entropy_of_one_output_names_the_loss_of_two_classes():
+    model = mlp([5, 8, 1], Tanh, loss_f=CrossEntropy(), dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match="y_train holds class index 1, expected 0 alone; BinaryCrossEntropy takes 0 and 1"
+    ):
+        fit(model, X, (CLASSES == 0).long().to(X.device))
+
+
+def changed(loss_f, **parameters):
+    vars(loss_f).update(parameters)
+    return loss_f
+
+
+@pytest.mark.parametrize(
+    ("call", "exception", "message"),
+    [
+        (
+            lambda m: fit(m, X, CLASSES, sample_weight=[1] * 7),
+            ValueError,
+            r"sample_weight has shape \(7,\), expected 8",
+        ),
+        (
+            lambda m: fit(m, X, CLASSES, sample_weight=[-1] * 8),
+            ValueError,
+            "sample_weight holds -1, expected finite numb",
+        ),
+        (
+            lambda m: fit(m, X, CLASSES, sample_weight=Y),
+            ValueError,
+            r"sample_weight has shape \(8, 3\), expected one dim",
+        ),
+        (lambda m: m.evaluate(X, CLASSES, [math.nan] * 8), ValueError, "sample_weight holds nan"),
+        (lambda m: m.evaluate(X, CLASSES, np.ones(7, np.uint16)), ValueError, r"sample_weight has shape \(7,\)"),
+        (lambda m: setattr(m, "loss_f", CrossEntropy(class_weights=[1, -2])), ValueError, "class_weights holds -2"),
+        (lambda m: setattr(m, "loss_f", CrossEntropy(class_weights="ab")), TypeError, "class_weights is str"),
+        (
+            lambda m: setattr(m, "loss_f", CrossEntropy(label_smoothing=2)),
+            ValueError,
+            "label_smoothing is 2.0, expected",
+        ),
+        (lambda m: setattr(m, "loss_f", Huber(0)), ValueError, "delta is 0"),
+        (lambda m: [changed(m.loss_f, label_smoothing=2), fit(m, X, CLASSES)], ValueError, "label_smoothing is 2"),
+        (lambda m: [setattr(m, "loss_f", changed(Huber(), delta=0)), fit(m, X, Y)], ValueError, "delta is 0"),
+        (
+            lambda m: [setattr(m, "loss_f", CrossEntropy(class_weights=[1, 2])), fit(m, X, CLASSES)],
+            ValueError,
+            r"class_weights has shape \(2,\), expected \(3,\)",
+        ),
+    ],
+)
+def test_weights_refuse(call, exception, message):
+    model = mlp([5, 8, 3], Tanh, loss_f=CrossEntropy(), dtype=torch.float32)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.raises(exception, match=message):
+        call(model)
     same(model.state_dict(), before)
 
 
@@ -132,7 +215,7 @@ V = torch.randn(8)
         (lambda r: fit(r, V, V[:7]), ValueError, r"y has shape \(7,\), expected 8 samples as x"),
         (lambda r: fit(r, V[:, None], V), ValueError, r"x has shape \(8, 1\), expected \(n_samples,\)"),
         (lambda r: fit(r, V[:0], V[:0]), ValueError, "x is empty"),
-        (lambda r: fit(r, V.long(), V), TypeError, "x has dtype torch.int64"),
+        (lambda r: fit(r, V.cfloat(), V), TypeError, "x has dtype torch.complex64"),
         (lambda r: fit(r, V, V, 1, math.nan), ValueError, "lr is nan"),
         (lambda r: fit(r, V, V, 0), ValueError, "epochs is 0"),
         (lambda r: fit(r, V, V, 1, 0.1, "all"), TypeError, "batch_size is 'all'"),
@@ -162,6 +245,8 @@ class Legacy(Dense):
 
 
 SHARED = Tanh()
+ERF = sc.GELU()
+ERF.approximate = "erf"
 
 
 @pytest.mark.parametrize(
@@ -179,12 +264,15 @@ SHARED = Tanh()
         (lambda: Model([InputLayer(2), Forgetful()]), NotImplementedError, "Forgetful defines no forward"),
         (lambda: Dense(3, "swish"), TypeError, "act_f is 'swish', expected an Activation such as"),
         (lambda: Dense(3, Tanh), TypeError, "act_f is <class .*expected an Activation such as"),
+        (lambda: ERF(X), ValueError, r"GELU\(approximate='erf'\) has .*, expected one of \[{'approximate': 'none'}, "),
+        (lambda: fit(Model([InputLayer(5), Dense(3, ERF)])), ValueError, "GELU.* has .*'erf'.*, expected one of"),
+        (lambda: sc.SiLU().backward(X, X), ValueError, r"a has no attribute z, expected what a call of SiLU\(\) has"),
         (lambda: Dense(0), ValueError, "units is 0, expected a positive integer"),
         (lambda: InputLayer(2.0), TypeError, "n_input_features is 2.0"),
         (
-            lambda: Model.from_torch(nn.Sequential(nn.Linear(2, 3), nn.GELU())),
+            lambda: Model.from_torch(nn.Sequential(nn.Linear(2, 3), nn.Mish())),
             TypeError,
-            r"module\[1\] is a GELU, expected one of Linear",
+            r"module\[1\] is a Mish, expected one of Linear",
         ),
         (
             lambda: Model.from_torch(nn.Sequential(nn.Linear(2, 3, bias=False))),

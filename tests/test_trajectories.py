@@ -1,17 +1,22 @@
 """Training agrees with torch.nn at every step, on both paths."""
 
+from functools import partial
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from trajectories import assert_same_trajectory, mlp
+from trajectories import TOLERANCE, assert_same_trajectory, mlp
 
 from scratchcuda import (
+    L1,
     MSE,
+    BinaryCrossEntropy,
     CrossEntropy,
     Dense,
+    Huber,
     InputLayer,
     Linear,
     Model,
@@ -22,10 +27,11 @@ from scratchcuda import (
     Tanh,
 )
 from scratchcuda.compare import WORKLOADS
-from scratchcuda.engine.activations import KINDS
+from scratchcuda.engine.activations import layer_of
 from scratchcuda.ops import _backend
+from scratchcuda.ops._entries import ENTRIES
 
-ACTIVATIONS = list(KINDS.values())
+ACTIVATIONS = {name: partial(layer_of, entry.usual) for name, entry in ENTRIES.items()}
 
 
 def data(samples, features, outputs, targets="values", dtype=torch.float64):
@@ -34,6 +40,8 @@ def data(samples, features, outputs, targets="values", dtype=torch.float64):
         "values": lambda: torch.randn(samples, outputs, dtype=dtype),
         "classes": lambda: torch.randint(outputs, (samples,)),
         "probabilities": lambda: torch.rand(samples, outputs, dtype=dtype).softmax(1),
+        "parts": lambda: torch.rand(samples, outputs, dtype=dtype),
+        "labels": lambda: torch.randint(2, (samples, outputs)).to(dtype),
     }[targets]()
     return x, y
 
@@ -42,22 +50,61 @@ def loss_of(targets):
     return MSE() if targets == "values" else CrossEntropy()
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("targets", ["values", "classes", "probabilities"])
+#: All activations with one loss, and all targets with two of them.
+PAIRS = [(name, "values") for name in ACTIVATIONS]
+PAIRS += [(name, targets) for name in ("relu", "softmax") for targets in ("classes", "probabilities")]
+
+
+@pytest.mark.parametrize(("activation", "targets"), PAIRS)
 def test_activations_and_losses(activation, targets, path, dtype):
     x, y = data(40, 6, 4, targets, dtype)
     # A softmax divides its gradients by its width: a larger step moves everything far enough to see.
-    lr = 1.0 if activation is Softmax else 0.2
-    assert_same_trajectory(mlp([6, 16, 9, 4], activation, loss_f=loss_of(targets), dtype=dtype), x, y, path, lr=lr)
+    lr = 1.0 if activation == "softmax" else 0.2
+    model = mlp([6, 16, 9, 4], ACTIVATIONS[activation], loss_f=loss_of(targets), dtype=dtype)
+    assert_same_trajectory(model, x, y, path, lr=lr)
 
 
-@pytest.mark.parametrize("last", ACTIVATIONS[1:])
-@pytest.mark.parametrize("targets", ["values", "classes", "probabilities"])
+WEIGHTS = [0.5, 2.0, 0.0, 1.25]
+SMOOTHED = {"class_weights": WEIGHTS, "label_smoothing": 0.2}
+
+
+@pytest.mark.parametrize(("links", "dtype"), [(False, torch.float32), (True, torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    ("loss_f", "targets", "has_weights"),
+    [
+        (L1(), "values", False),
+        (Huber(), "values", False),
+        (Huber(0.25), "values", False),
+        (BinaryCrossEntropy(), "labels", False),
+        (BinaryCrossEntropy(), "parts", False),
+        (CrossEntropy(class_weights=WEIGHTS), "classes", False),
+        (CrossEntropy(label_smoothing=0.2), "classes", False),
+        (CrossEntropy(**SMOOTHED), "probabilities", False),
+        (CrossEntropy(), "probabilities", True),
+        (CrossEntropy(), "classes", True),
+        (CrossEntropy(**SMOOTHED), "classes", True),
+    ],
+    ids=str,
+)
+def test_losses_and_their_weights(loss_f, targets, has_weights, links, path, dtype):
+    """Of scores, and after the activation that belongs to the loss."""
+    x, y = data(40, 6, 4, targets, dtype)
+    last = ACTIVATIONS[loss_f.activation] if links and hasattr(loss_f, "activation") else Sigmoid if links else Linear
+    model, weights = mlp([6, 9, 4], Tanh, last, loss_f, dtype), torch.rand(40, dtype=dtype) if has_weights else None
+    options = {"epochs": 2, "lr": 0.5, "shuffle": links}
+    twin = assert_same_trajectory(model, x, y, path, sample_weight=weights, **options)
+    expected = pytest.approx(twin.loss(x, y, weights).item(), rel=TOLERANCE[dtype])
+    assert model.evaluate(x, y, weights) == expected
+    history = model.fit(x, y, 1, 0.0, 7, x, y, plan=path != "general", verbose=False, sample_weight=weights)
+    assert history.valid_loss == [pytest.approx(twin.loss(x, y).item(), rel=TOLERANCE[dtype])]
+
+
+@pytest.mark.parametrize(("last", "targets"), [pair for pair in PAIRS if pair[0] != "none"])
 def test_last_activations(last, targets, path, dtype):
     x, y = data(30, 5, 4, targets, dtype)
-    model = mlp([5, 8, 4], Tanh, last, loss_of(targets), dtype)
+    model = mlp([5, 8, 4], Tanh, ACTIVATIONS[last], loss_of(targets), dtype)
     # All outputs of a last ReLU may be 0 for a small batch, which then has no gradient.
-    assert_same_trajectory(model, x, y, path, lr=1.0, alive=last is not ReLU)
+    assert_same_trajectory(model, x, y, path, lr=1.0, alive=last != "relu")
 
 
 @pytest.mark.parametrize("depth", range(1, 6))
@@ -132,7 +179,7 @@ def test_any_network(data_):
     targets = draw(st.sampled_from(["values", "classes", "probabilities"]))
     torch.manual_seed(draw(st.integers(0, 9)))
     x, y = data(draw(st.integers(1, 40)), sizes[0], sizes[-1], targets)
-    model = mlp(sizes, draw(st.sampled_from(ACTIVATIONS)), draw(st.sampled_from(ACTIVATIONS)), loss_of(targets))
+    model = mlp(sizes, *(ACTIVATIONS[draw(st.sampled_from(list(ACTIVATIONS)))] for _ in range(2)), loss_of(targets))
     for layer in model.layers[1:]:  # torch.nn's backward takes a network that has something to train
         layer.frozen = draw(st.sampled_from([(), (), "w", "b", "wb"]).map(tuple))
     assert_same_trajectory(

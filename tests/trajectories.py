@@ -7,7 +7,8 @@ import torch
 from oracle import same
 from torch import nn
 
-from scratchcuda import CrossEntropy, Dense, InputLayer, Linear, Model, SimpleLinearRegression
+from scratchcuda import Dense, InputLayer, Linear, Model, SimpleLinearRegression
+from scratchcuda.engine.exchange import training_of
 
 #: Relative, by norm. Both sides sum the same terms, in another order: a step differs by some rounding units (2e-16
 #: and 1e-7), and the few dozen steps of a test add up a few hundred.
@@ -41,24 +42,30 @@ class TorchTwin:
     """torch.nn's network with a model's parameters, trained by torch.optim.SGD, decaying weights only."""
 
     def __init__(self, model, lr, weight_decay=0.0):
-        self.loss_f = nn.MSELoss()
         if isinstance(model, SimpleLinearRegression):
+            self.loss_f = nn.MSELoss()
             linear = nn.Linear(1, 1, dtype=model.dtype)
             linear.load_state_dict({"weight": model.w.unsqueeze(0), "bias": model.b})
             self.net = nn.Sequential(nn.Unflatten(0, (-1, 1)), linear, nn.Flatten(0))
         else:
-            self.net = model.to_torch()
-        if isinstance(getattr(model, "loss_f", None), CrossEntropy):
-            self.loss_f = nn.CrossEntropyLoss()
-            if isinstance(self.net[-1], nn.Softmax):
-                self.net = self.net[:-1]  # torch's cross-entropy takes the scores
+            self.net, self.loss_f = training_of(model.to_torch(), model.loss_f)
+            self.loss_f.to(model.device, model.dtype)
         weights, biases = ([p for p in self.net.parameters() if p.dim() == d] for d in (2, 1))
         groups = [{"params": weights, "weight_decay": weight_decay}, {"params": biases}]
         self.optimizer = torch.optim.SGD(groups, lr=lr)
 
-    def step(self, x, y):
+    def loss(self, x, y, sample_weight=None):
+        if sample_weight is None:
+            return self.loss_f(self.net(x), y)
+        weight, smoothing = self.loss_f.weight, self.loss_f.label_smoothing
+        losses = nn.functional.cross_entropy(self.net(x), y, weight, reduction="none", label_smoothing=smoothing)
+        # Of rows of probabilities torch's mean is over all rows, whatever the weights of their classes.
+        counts = sample_weight if weight is None or y.dim() == 2 else sample_weight * weight[y]
+        return (losses * sample_weight).sum() / counts.sum()
+
+    def step(self, *batch):
         self.optimizer.zero_grad()
-        loss = self.loss_f(self.net(x), y)
+        loss = self.loss(*batch)
         loss.backward()
         self.optimizer.step()
         return loss.item()
@@ -69,10 +76,11 @@ class TorchTwin:
         return [p for layer in layers for p in (layer.weight.detach().T, layer.bias.detach())]
 
 
-def batches(x, y, batch_size, epochs, generator=None):
+def batches(data, batch_size, epochs, generator=None):
+    m = len(data[0])
     for _ in range(epochs):
-        order = torch.arange(len(y)) if generator is None else torch.randperm(len(y), generator=generator, device="cpu")
-        yield from zip(x[order].split(batch_size), y[order].split(batch_size), strict=True)
+        order = torch.arange(m) if generator is None else torch.randperm(m, generator=generator, device="cpu")
+        yield from zip(*(part[order].split(batch_size) for part in data), strict=True)
 
 
 def assert_same_trajectory(
@@ -86,6 +94,7 @@ def assert_same_trajectory(
     batch_size=7,
     weight_decay=0.0,
     shuffle=False,
+    sample_weight=None,
     tolerance=None,
     alive=True,
     moved=MOVED,
@@ -93,7 +102,7 @@ def assert_same_trajectory(
     """Every step's loss and all parameters against torch.nn, in fits of one step each and in one whole fit.
 
     Frozen parameters keep their bits. ``alive`` asserts that every other has a gradient at every step, and that it
-    moved.
+    moved. Returns torch's side.
     """
     tolerance = tolerance or TOLERANCE[model.dtype]
     options = {"plan": path != "general", "verbose": False}
@@ -105,10 +114,12 @@ def assert_same_trajectory(
         return torch.Generator("cpu").manual_seed(3) if shuffle else None
 
     theirs, ours = [], []
-    for x_batch, y_batch in batches(x, y, batch_size, epochs, order()):
+    for batch in batches([x, y] if sample_weight is None else [x, y, sample_weight], batch_size, epochs, order()):
         before = {name: p.clone() for name, p in model.state_dict().items()}
-        theirs.append(twin.step(x_batch, y_batch))
-        history = model.fit(x_batch, y_batch, 1, lr, len(y_batch), weight_decay=weight_decay, **options)
+        theirs.append(twin.step(*batch))
+        x_batch, y_batch, *weights = batch
+        of_batch = options | {"weight_decay": weight_decay} | ({"sample_weight": weights[0]} if weights else {})
+        history = model.fit(x_batch, y_batch, 1, lr, len(y_batch), **of_batch)
         assert history.path == path, history.reason
         ours += history.step_loss
         for (name, p), q in zip(model.state_dict().items(), twin.parameters(), strict=True):
@@ -122,6 +133,7 @@ def assert_same_trajectory(
 
     model.load_state_dict(start)
     options |= {"weight_decay": weight_decay, "shuffle": shuffle, "generator": order()}
+    options |= {} if sample_weight is None else {"sample_weight": sample_weight}
     history = model.fit(x, y, epochs, lr, batch_size, **options)
     assert history.path == path, history.reason
     assert history.step_loss == losses
@@ -131,3 +143,4 @@ def assert_same_trajectory(
             same(p, start[name])
         else:
             assert not alive or error(p, start[name]) > moved, f"{name} did not move"
+    return twin

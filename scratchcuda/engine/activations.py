@@ -10,9 +10,24 @@ from torch import Tensor
 
 from scratchcuda import ops
 from scratchcuda.engine._patching import original, replaceable
+from scratchcuda.ops import _checks
 from scratchcuda.ops._entries import ENTRIES, Chosen
 
-__all__ = ["Activation", "Layer", "LeakyReLU", "Linear", "ReLU", "RelU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = [
+    "ELU",
+    "GELU",
+    "Activation",
+    "Layer",
+    "LeakyReLU",
+    "Linear",
+    "ReLU",
+    "RelU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+]
 
 T = TypeVar("T", bound="Activation")
 
@@ -83,6 +98,8 @@ class Activation(Layer):
     a: Tensor
     #: Its name among ops.ACTIVATIONS; None if the ops do not know it, so that it is always called.
     op: str | None = None
+    #: Whether its output carries its input, as the attribute ``scores``, for the loss that a last one belongs to.
+    carries_scores: bool = False
 
     def __call__(self, z: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} defines no __call__")
@@ -102,24 +119,35 @@ class Activation(Layer):
 
 
 def computed_by(op: str) -> Callable[[type[T]], type[T]]:
-    """Class decorator: gives a class, with the parameters as attributes, methods of its own that call the op."""
-    entry, names = ENTRIES[op], tuple(ENTRIES[op].parameters)
+    """Class decorator: gives a class methods of its own that call the op, or another variant of it.
+
+    It has the parameters, and what tells variants apart, as attributes.
+    """
+    entry = ENTRIES[op]
 
     def decorate(cls: type[T]) -> type[T]:
         def call(self: T, z: Tensor) -> Tensor:
-            a: Tensor = getattr(ops, op)(z, *[getattr(self, name) for name in names])
+            name, parameters = entry.of(self)
+            a: Tensor = getattr(ops, name)(z, *parameters)
             if entry.of_input:
                 a.z = z  # type: ignore[attr-defined]
+            if self.carries_scores:
+                a.scores = z  # type: ignore[attr-defined]
             return a
 
         def backward(self: T, delta: Tensor, a: Tensor) -> Tensor:
-            value = a.z if entry.of_input else a  # type: ignore[attr-defined]
-            result: Tensor = getattr(ops, f"{op}_backward")(delta, value, *[getattr(self, name) for name in names])
+            if self.carries_scores and hasattr(delta, "scores"):
+                return delta.scores
+            name, parameters = entry.of(self)
+            value = getattr(a, "z", None) if entry.of_input else a
+            if value is None:  # as that of a plan, or of some arithmetic
+                raise ValueError(f"a has no attribute z, expected what a call of {self!r} has returned")
+            result: Tensor = getattr(ops, f"{name}_backward")(delta, value, *parameters)
             return result
 
         def shown(self: T) -> str:
-            parameters = (f"{name}={getattr(self, name)!r}" for name in names)
-            return f"{type(self).__name__}({', '.join(parameters)})"
+            arguments = (f"{name}={getattr(self, name)!r}" for name in (*entry.parameters, *entry.variant))
+            return f"{type(self).__name__}({', '.join(arguments)})"
 
         cls.op = op
         for name, method in {"__call__": call, "backward": backward, "__repr__": shown}.items():
@@ -174,6 +202,48 @@ class LeakyReLU(Activation):
         (self.negative_slope,) = ENTRIES["leaky_relu"].values([negative_slope])
 
 
+@computed_by("elu")
+class ELU(Activation):
+    """f(z) = z where z > 0, else alpha (exp(z) - 1).
+
+    Args:
+        alpha: finite.
+    """
+
+    def __init__(self, alpha: float = 1.0):
+        (self.alpha,) = ENTRIES["elu"].values([alpha])
+
+
+@computed_by("softplus")
+class Softplus(Activation):
+    """f(z) = z where beta z > threshold, else log(1 + exp(beta z)) / beta.
+
+    Args:
+        beta, threshold: finite.
+    """
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0):
+        self.beta, self.threshold = ENTRIES["softplus"].values([beta, threshold])
+
+
+@computed_by("silu")
+class SiLU(Activation):
+    """f(z) = z / (1 + exp(-z))."""
+
+
+@computed_by("gelu")
+class GELU(Activation):
+    """f(z) = z P(X <= z), of a standard normal X.
+
+    Args:
+        approximate: "none", or "tanh" for z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2.
+    """
+
+    def __init__(self, approximate: str = "none"):
+        _checks.one_of("approximate", approximate, ("none", "tanh"))
+        self.approximate = approximate
+
+
 @replaceable
 class Softmax(Activation):
     """Rows of probabilities, f(z)_i = exp(z_i) / sum_j exp(z_j) over the last dimension.
@@ -183,6 +253,7 @@ class Softmax(Activation):
     """
 
     op = "softmax"
+    carries_scores = True
 
     def __call__(self, z: Tensor) -> Tensor:
         a = ops.softmax(z)
@@ -193,24 +264,26 @@ class Softmax(Activation):
         return delta.scores if hasattr(delta, "scores") else ops.softmax_backward(delta, a)
 
 
-#: By op.
+#: By op; of several variants the first.
 KINDS = {kind.op: kind for kind in Activation.__subclasses__()}
 
 
 def chosen(activation: Activation) -> Chosen:
     """One of ours as the ops know it, its parameters checked."""
-    entry = ENTRIES[str(activation.op)]
-    if not entry.parameters:
-        return entry.usual
-    return Chosen(entry.name, entry.values(entry.of(activation).parameters))
+    name, parameters = ENTRIES[str(activation.op)].of(activation)
+    return Chosen(name, ENTRIES[name].values(parameters)) if parameters else ENTRIES[name].usual
+
+
+def layer_of(chosen: Chosen) -> Activation:
+    """The layer that computes this."""
+    return KINDS[chosen.entry.variants[0].name](**chosen.arguments)
 
 
 def fused(activation: Activation) -> Chosen | None:
     """The activation that ops.dense may compute in its place; None if it has to be called.
 
-    Softmax has to be, so that its output carries the scores, and what is differentiated by its input, which the output
-    carries too.
+    What carries its scores has to be.
     """
-    if activation.op is None or original(activation) in (None, Softmax) or ENTRIES[activation.op].of_input:
+    if activation.op is None or original(activation) is None or activation.carries_scores:
         return None
     return chosen(activation)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from scratchcuda.engine._patching import original
-from scratchcuda.engine.activations import KINDS, Activation, Layer, Linear, chosen
+from scratchcuda.engine.activations import KINDS, Activation, Layer, Linear, chosen, layer_of
 from scratchcuda.engine.layers import Dense
+from scratchcuda.engine.losses import Losses, OfScores
 from scratchcuda.engine.parameters import Slot, overlap, place_of
 from scratchcuda.nn.conversion import TORCHS
 from scratchcuda.ops import _entries
-from scratchcuda.ops._entries import MODULES, Chosen
+from scratchcuda.ops._entries import ENTRIES, MODULES, Chosen
 
 _KINDS: list[type[nn.Module]] = [nn.Linear, *MODULES]
 #: The modules' forwards before anybody patches them.
@@ -35,9 +36,9 @@ def layers_of(module: nn.Module) -> tuple[list[Layer], list[nn.Linear]]:
             along = Chosen("none")
             if type(child) in TORCHS:  # ours
                 along = _entries.chosen(child.activation, child.activation_parameters)  # type: ignore[arg-type]
-            activation = KINDS[along.name](*along.parameters)
+            activation = layer_of(along)
         elif kind in MODULES:
-            activation = KINDS[MODULES[kind].name](*MODULES[kind].values_of(name, child))
+            activation = layer_of(MODULES[kind].checked(name, child))
         else:
             names = ", ".join(kind.__name__ for kind in _KINDS)
             raise TypeError(f"{name} is a {type(child).__name__}, expected one of {names}")
@@ -82,6 +83,21 @@ def sequential_of(layers: Sequence[Layer], slots: Sequence[Slot]) -> nn.Sequenti
         if activation.op != "none":
             modules.append(chosen(activation).module())
     return nn.Sequential(*modules)
+
+
+def training_of(net: nn.Sequential, loss_f: Losses) -> tuple[nn.Sequential, nn.Module]:
+    """What torch.nn trains as a Model does that is this network with this loss: the net up to its scores, and the loss.
+
+    Raises:
+        TypeError: if torch.nn has no such loss.
+    """
+    loss = loss_f.to_torch()
+    if isinstance(loss_f, OfScores) and loss_f.probabilities:
+        last = ENTRIES[loss_f.activation].module
+        if not isinstance(net[-1], last):
+            raise TypeError(f"loss_f takes probabilities that no last {last.__name__} makes; torch.nn's takes scores")
+        net = net[:-1]  # type: ignore[assignment]
+    return net, loss
 
 
 def _parameter(slot: Slot, new: nn.Parameter, made: dict[object, tuple[Slot, nn.Parameter]]) -> nn.Parameter:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scratchcuda import ops
 from scratchcuda._ranges import named
-from scratchcuda.engine._patching import replaceable
+from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.engine.activations import Activation, Layer, Linear, fused
 from scratchcuda.ops import _checks
 
@@ -111,14 +111,20 @@ class Dense(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (m, n_in) -> f(x w + b) (m, n_out)."""
-        if chosen := fused(self.act_f):
+        chosen = fused(self.act_f)
+        # A forward that somebody's own calls may be one of a training step, whose output carries what backward needs.
+        if chosen and (not chosen.entry.of_input or original(self)):
             return ops.dense(x, self.w, self.b, *chosen)
         return self.act_f(ops.dense(x, self.w, self.b))
 
     def __forward__(self, x: Tensor) -> Tensor:
         """The forward of a training step: keeps ``input`` and ``a`` for backward."""
         self.input = x.clone()
-        self.a = self.forward(x)
+        chosen = fused(self.act_f)
+        if chosen and chosen.entry.of_input and original(self):
+            self.a, self.a.z = ops.dense_with_preactivation(x, self.w, self.b, *chosen)  # type: ignore[attr-defined]
+        else:
+            self.a = self.forward(x)
         return self.a
 
     def backward(self, delta: Tensor, lr: float, weight_decay: float = 0.0) -> Tensor:

@@ -10,6 +10,7 @@ from scratchcuda import ops
 from scratchcuda._ranges import named
 from scratchcuda.engine._patching import original, replaceable
 from scratchcuda.engine.network import Network, Product, Task
+from scratchcuda.engine.objective import Objective
 from scratchcuda.engine.parameters import Slot
 from scratchcuda.engine.plans import plan_of
 from scratchcuda.engine.training import FitPath, Fitted, History, Step
@@ -114,7 +115,7 @@ class SimpleLinearRegression(Fitted):
         return {"weight_decay": weight_decay} if weight_decay else {}
 
     def _planned(self, task: Task) -> FitPath | str:
-        network = Network([Product(self.w.unsqueeze(-1), self.b)], "mse", [], (1, 1))
+        network = Network([Product(self.w.unsqueeze(-1), self.b)], Objective("mse"), [], (1, 1))
         x, y = task.x.unsqueeze(-1), task.y.unsqueeze(-1)
         valid = None if task.valid is None else (task.valid[0].unsqueeze(-1), task.valid[1].unsqueeze(-1))
         return plan_of(self, network, Task(x, y, task.batch_size, task.lr, task.weight_decay, valid))

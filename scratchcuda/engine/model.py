@@ -10,13 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scratchcuda import ops
 from scratchcuda._ranges import each, named
 from scratchcuda.engine._patching import original, replaceable
-from scratchcuda.engine.activations import Activation, Layer, Softmax
+from scratchcuda.engine.activations import KINDS, Activation, Layer
 from scratchcuda.engine.exchange import layers_of, sequential_of, share
 from scratchcuda.engine.layers import Dense, InputLayer
-from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
+from scratchcuda.engine.losses import MSE, Losses, OfScores
 from scratchcuda.engine.network import Task, network_of
 from scratchcuda.engine.parameters import Slot, kept_apart, overlap, place_of, sharing
 from scratchcuda.engine.plans import plan_of
@@ -81,17 +80,19 @@ class Model(Fitted):
 
     @property
     def loss_f(self) -> Losses:
-        """The loss; a CrossEntropy after a last Softmax is told that it gets probabilities."""
+        """The loss; a CrossEntropy after a last Softmax, a BinaryCrossEntropy after a Sigmoid, gets probabilities."""
         return self._loss_f
 
     @loss_f.setter
     def loss_f(self, loss_f: Losses) -> None:
         if not isinstance(loss_f, Losses):
             raise TypeError(f"loss_f is {loss_f!r}, expected a loss such as MSE()")
-        last = self.layers[-1]
-        if isinstance(loss_f, CrossEntropy) and isinstance(getattr(last, "act_f", last), Softmax):
+        last = getattr(self.layers[-1], "act_f", self.layers[-1])
+        if getattr(vars(self).get("_loss_f"), "probabilities", False):  # for this model's loss before
+            vars(last).pop("carries_scores", None)
+        if isinstance(loss_f, OfScores) and isinstance(last, KINDS[loss_f.activation]):
             loss_f = copy.copy(loss_f)
-            loss_f.probabilities = True
+            loss_f.probabilities = last.carries_scores = True
         self._loss_f = loss_f
 
     @classmethod
@@ -99,9 +100,9 @@ class Model(Fitted):
         """A model with copies of a Sequential's parameters, on their device, in their dtype, tied and frozen as there.
 
         Args:
-            module: Linear layers with bias, ReLU, Sigmoid, Tanh, Softmax over the last dimension and Identity, of
-                torch.nn or of scratchcuda.nn; Sequentials within it are unfolded. An activation right after a Linear
-                becomes the Dense's.
+            module: Linear layers with bias, the activations that we have, a Softmax over the last dimension, and
+                Identity, of torch.nn or of scratchcuda.nn; Sequentials within it are unfolded. An activation right
+                after a Linear becomes the Dense's.
             loss_f: the loss, :class:`MSE` if None.
 
         Raises:
@@ -150,10 +151,12 @@ class Model(Fitted):
 
     def predict(self, x: Any) -> Tensor:
         """Forward propagation: x (m, n_in) -> predictions (m, n_out)."""
-        out = self._data("x", x)
+        out = samples = self._data("x", x)
         self._settle(x)
         for layer in self.layers:
             out = layer.forward(out)
+        if out is not samples:
+            vars(out).pop("z", None)  # the input of a last activation, which a backward alone would need
         return out
 
     def __forward__(self, x: Any) -> Tensor:
@@ -164,13 +167,26 @@ class Model(Fitted):
             out = layer.__forward__(out)
         return out
 
-    def evaluate(self, x: Any, y: Any) -> float:
-        """The loss of the predictions for x (m, n_in) against the targets y, as the loss takes them."""
-        samples, y = self._pair("x", x, "y", y)
-        self._settle(x)
-        return self.loss_f(self.predict(samples), y)
+    def evaluate(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """The loss of the predictions for x (m, n_in) against the targets y, as the loss takes them.
 
-    def update(self, y_pred: Tensor, y_true: Tensor, lr: float, weight_decay: float = 0.0) -> None:
+        Args:
+            x, y: as :meth:`fit` takes them.
+            sample_weight: factors of the samples (m,), for CrossEntropy.
+        """
+        samples, y = self._pair("x", x, "y", y)
+        weights = {} if sample_weight is None else {"sample_weight": self._sample_weights(sample_weight, y)}
+        self._settle(x)
+        return self.loss_f(self.predict(samples), y, **weights)
+
+    def update(
+        self,
+        y_pred: Tensor,
+        y_true: Tensor,
+        lr: float,
+        weight_decay: float = 0.0,
+        sample_weight: Tensor | None = None,
+    ) -> None:
         """Backpropagation and update, after ``y_pred = model.__forward__(x)``.
 
         Args:
@@ -178,19 +194,21 @@ class Model(Fitted):
             y_true: their targets, as the loss takes them.
             lr: learning rate.
             weight_decay: factor of the L2 penalty on weights, not on biases.
+            sample_weight: factors of the samples (m,), for CrossEntropy.
         """
         _checks.non_negative("lr", lr)
         options = self._decay_options(_checks.non_negative("weight_decay", weight_decay))
-        self._backpropagate(self.loss_f.backward(y_pred, y_true), lr, options)
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        self._backpropagate(self.loss_f.backward(y_pred, y_true, **weights), lr, options)
 
-    def _loss_and_gradient(self, y_pred: Tensor, y_true: Tensor) -> tuple[float | Tensor, Tensor]:
-        """Of a training step. Between a last Softmax and CrossEntropy, scores alone pass, and no probabilities."""
+    def _loss_and_gradient(self, y_pred: Tensor, y_true: Tensor, **weights: Tensor) -> tuple[float | Tensor, Tensor]:
+        """Of a training step. Between a last activation and a loss that it belongs to, scores alone pass."""
         last, loss_f = self.layers[-1], self.loss_f
         activation = last.act_f if isinstance(last, Dense) and original(last) else last
-        scores_alone = original(loss_f) is CrossEntropy and loss_f.probabilities and original(activation) is Softmax  # type: ignore
-        if not scores_alone:
-            return loss_f.loss_and_gradient(y_pred, y_true)
-        loss, delta = ops.cross_entropy(y_pred.scores, y_true)  # type: ignore[attr-defined]
+        kind = KINDS[loss_f.activation] if isinstance(loss_f, OfScores) and loss_f.probabilities else None
+        if not (kind and original(loss_f) and original(activation) is kind and hasattr(y_pred, "scores")):
+            return loss_f.loss_and_gradient(y_pred, y_true, **weights)
+        loss, delta = loss_f.objective(y_pred).of(y_pred.scores, y_true, **weights)
         delta.scores = delta.detach()  # type: ignore[attr-defined]
         return loss, delta
 
@@ -217,15 +235,18 @@ class Model(Fitted):
         generator: torch.Generator | None = None,
         plan: bool = True,
         verbose: bool = True,
+        sample_weight: Any = None,
     ) -> History:
         """Train by mini-batch gradient descent; the last batch of an epoch may be smaller.
 
-        Data are tensors of the parameters' dtype and device, or NumPy arrays or lists, which are converted. Ctrl-C
-        leaves the parameters as after the last finished step, and ``history`` as far as it came.
+        Data are tensors of the parameters' dtype and device, or NumPy arrays, what has one (as pandas.DataFrame), or
+        lists, which are converted, as are integers. Ctrl-C leaves the parameters as after the last finished step, and
+        ``history`` as far as it came.
 
         Args:
             x_train: inputs (m, n_in).
-            y_train: targets (m, n_out), or class indices (m,) for CrossEntropy.
+            y_train: targets (m, n_out), or (m,) for one output; for CrossEntropy class indices (m,), or rows of
+                probabilities (m, n_out).
             epochs: number of passes over the data.
             lr: learning rate.
             batch_size: samples of a step.
@@ -235,6 +256,8 @@ class Model(Fitted):
             generator: source of the orders, torch's default one if None.
             plan: False trains layer by layer even where a plan could serve.
             verbose: print a line after each epoch.
+            sample_weight: factors of the samples (m,), finite and at least 0, for CrossEntropy: the loss of a batch is
+                ``sum w_i l_i / sum w_i``. The loss on the validation data has none.
 
         Returns:
             the history, also kept as ``model.history``.
@@ -244,26 +267,27 @@ class Model(Fitted):
         """
         train = "x_train", x_train, "y_train", y_train
         how = epochs, lr, batch_size, weight_decay, shuffle, generator, plan, verbose
-        return self._fit(train, x_valid, y_valid, *how)
+        return self._fit(train, x_valid, y_valid, *how, sample_weight)
 
     def _planned(self, task: Task) -> FitPath | str:
-        network = network_of(self.layers, self.loss_f, (self.n_in, self.n_out))
+        network = network_of(self.layers, self.loss_f, (self.n_in, self.n_out), task.x)
         return network if isinstance(network, str) else plan_of(self, network, task)
 
     def _general_step(self, lr: float, options: dict[str, float]) -> Step:
         self._kept_apart(lr, **options)  # raises before anything has changed
 
-        def step(x: Tensor, y: Tensor) -> float | Tensor:
+        def step(x: Tensor, y: Tensor, sample_weight: Tensor | None = None) -> float | Tensor:
+            weights = {} if sample_weight is None else {"sample_weight": sample_weight}
             y_pred = self.__forward__(x)
             if original(self):
                 with named("loss"):
-                    loss, delta = self._loss_and_gradient(y_pred, y)
+                    loss, delta = self._loss_and_gradient(y_pred, y, **weights)
                 self._backpropagate(delta, lr, options)
                 return loss
             with named("loss"):
-                mean = self.loss_f(y_pred, y)
+                mean = self.loss_f(y_pred, y, **weights)
             with named("backward"):
-                self.update(y_pred, y, lr, **options)
+                self.update(y_pred, y, lr, **options, **weights)  # type: ignore[arg-type]
             return mean
 
         return step
@@ -318,6 +342,17 @@ class Model(Fitted):
         y = y if isinstance(y, Tensor) else _checks.as_tensor(y_name, y).to(x.device)
         _checks.same_length(y_name, y, x_name, x)
         return x, self.loss_f.as_targets(y_name, y, (x.shape[0], self.n_out), x)
+
+    def _sample_weights(self, given: Any, y: Tensor) -> Tensor:
+        """Weights of the samples with these targets; methods that do not know them must not lose them silently."""
+        for owner, method in ((self.loss_f, "loss"), (self.loss_f, "backward"), (self, "update")):
+            if "sample_weight" not in inspect.signature(getattr(owner, method)).parameters:
+                raise TypeError(f"sample_weight is given, but {type(owner).__name__}.{method} has no such argument")
+        weights = _checks.weights("sample_weight", given)
+        if isinstance(given, Tensor):
+            _checks.on_device("sample_weight", given, "the targets", y.device)
+        _checks.same_length("sample_weight", weights, "the targets", y)
+        return weights.to(y.device, self.dtype)
 
     def _decay_options(self, weight_decay: float) -> dict[str, float]:
         """Weight decay goes only to methods that know it; a patched backward without it must not lose it silently."""

@@ -10,7 +10,8 @@ from scratchcuda._ranges import name_of
 from scratchcuda.engine._patching import original
 from scratchcuda.engine.activations import Activation, Layer, chosen
 from scratchcuda.engine.layers import Dense
-from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
+from scratchcuda.engine.losses import Losses
+from scratchcuda.engine.objective import Objective
 from scratchcuda.engine.parameters import storage_of
 from scratchcuda.ops._entries import ENTRIES, Chosen
 
@@ -34,13 +35,13 @@ class Network:
 
     Attributes:
         stages: products and activations, without identities.
-        loss: "mse" or "cross_entropy" (of scores: a last softmax belongs to it and is no stage).
+        loss: what is minimised; a last activation that belongs to it is no stage.
         owners: each layer with the indices of the values before and after it; value i is the input of stage i.
         sizes: how many features the inputs have, and the predictions.
     """
 
     stages: list[Stage]
-    loss: str
+    loss: Objective
     owners: list[tuple[Layer, int, int]]
     sizes: tuple[int, int]
 
@@ -73,7 +74,7 @@ class Network:
         """Of the layer that each stage belongs to; empty if layers have none."""
         names = [""] * len(self.stages)
         for i, (layer, before, after) in enumerate(self.owners):
-            for stage in range(before, min(after, len(names))):  # a last softmax may be no stage
+            for stage in range(before, min(after, len(names))):  # a last activation may be no stage
                 names[stage] = name_of(i, layer)
         return names
 
@@ -106,6 +107,7 @@ class Task:
         y: targets (samples, n_out), or class indices (samples,).
         batch_size, lr, weight_decay: as in Model.fit.
         valid: the same pair of tensors for validation, or None.
+        sample_weights: (samples,), for a loss that takes them, or None.
     """
 
     x: Tensor
@@ -114,10 +116,11 @@ class Task:
     lr: float
     weight_decay: float
     valid: tuple[Tensor, Tensor] | None
+    sample_weights: Tensor | None = None
 
 
-def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int]) -> Network | str:
-    """The network that a plan can train in place of these layers, or the reason why there is none."""
+def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int], like: Tensor) -> Network | str:
+    """The network that a plan can train in place of these layers, on data like this, or why there is none."""
     stages: list[Stage] = []
     owners: list[tuple[Layer, int, int]] = []
     for i, layer in enumerate(layers):
@@ -135,11 +138,11 @@ def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int]) -> N
         if activation.op != "none":
             stages.append(chosen(activation))
         owners.append((layer, before, len(stages)))
-    loss = {MSE: "mse", CrossEntropy: "cross_entropy"}.get(original(loss_f))  # type: ignore[arg-type]
-    if loss is None:
+    if original(loss_f) is None:
         return f"loss_f {loss_f!r} has methods of its own"
-    if isinstance(loss_f, CrossEntropy) and loss_f.probabilities:
-        if stages[-1:] != [Chosen("softmax")]:
-            return "cross-entropy of probabilities that are not made by a last Softmax"
+    loss = loss_f.objective(like)
+    if loss.activation:
+        if stages[-1:] != [Chosen(loss.activation)]:
+            return f"loss_f {loss_f!r} of what no last {loss.activation} makes"
         del stages[-1]
     return Network(stages, loss, owners, sizes)

@@ -100,13 +100,16 @@ class Parameters:
         """Data as a tensor of the parameters' dtype on their device, or beside other data.
 
         A tensor must be there already, as with torch.nn, unless it is the first that the parameters meet: then they
-        will move to it. NumPy arrays and lists have no device and carry Python's float64, so they are converted.
+        will move to it. NumPy arrays and lists have no device and carry Python's float64, so they are converted, and
+        so are integers and bools of any kind.
         """
         like = self._reference()
         given = x if isinstance(x, Tensor) else _checks.as_tensor(name, x)
-        _checks.floating(name, given)
+        _checks.real(name, given)
         if not isinstance(x, Tensor):
             return given.to(like if beside is None else beside)
+        if not given.is_floating_point():
+            given = given.to(like.dtype)
         if given.dtype != like.dtype:
             raise TypeError(f"{name} has dtype {given.dtype}, expected {like.dtype} as the parameters")
         if beside is not None:

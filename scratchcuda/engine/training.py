@@ -71,8 +71,8 @@ class FitPath:
         """Leave the parameters as after the last finished step."""
 
 
-#: Trains on the inputs and targets of a batch, and gives their loss.
-Step = Callable[[Tensor, Tensor], float | Tensor]
+#: Trains on the inputs and targets of a batch, and its sample weights if there are any, and gives their loss.
+Step = Callable[..., float | Tensor]
 
 
 class GeneralPath(FitPath):
@@ -87,15 +87,16 @@ class GeneralPath(FitPath):
         return torch.no_grad()
 
     def load(self, order: Tensor | None) -> None:
-        x, y = (data if order is None else data[order] for data in (self.task.x, self.task.y))
-        self.batches = list(zip(x.split(self.task.batch_size), y.split(self.task.batch_size), strict=True))
+        data = [self.task.x, self.task.y, *([] if self.task.sample_weights is None else [self.task.sample_weights])]
+        parts = ((part if order is None else part[order]).split(self.task.batch_size) for part in data)
+        self.batches = list(zip(*parts, strict=True))
 
     def epoch(self, stop: "HeldInterrupt", losses: list[float]) -> None:
         found: list[float | Tensor] = []  # tensors stay on their device: to read one is to wait for it
         try:
-            for x, y in self.batches:
+            for batch in self.batches:
                 with named("step"):
-                    found.append(self.step(x, y))
+                    found.append(self.step(*batch))
                 stop.check()
         finally:
             scalars = [loss for loss in found if isinstance(loss, Tensor) and loss.dim() == 0]
@@ -148,6 +149,8 @@ class Fitted(Parameters):
     #: The step of the general path, by learning rate and weight decay.
     _general_step: Callable[[float, dict[str, float]], Step]
     evaluate: Callable[..., float]
+    #: Weights of the samples with these targets, as given; an error where the loss takes none.
+    _sample_weights: Callable[[Any, Tensor], Tensor]
     #: Prints a line, of an epoch and the history so far.
     _print: Callable[[int, History], None]
 
@@ -164,6 +167,7 @@ class Fitted(Parameters):
         generator: torch.Generator | None,
         plan: bool,
         verbose: bool,
+        sample_weight: Any = None,
     ) -> History:
         """Fit, by the arguments of Model.fit; data are inputs and targets, each after its name."""
         epochs = _checks.positive_int("epochs", epochs)
@@ -172,11 +176,12 @@ class Fitted(Parameters):
         weight_decay = _checks.non_negative("weight_decay", weight_decay)
         options = self._decay_options(weight_decay)
         x, y = self._pair(*data)
+        sample_weights = None if sample_weight is None else self._sample_weights(sample_weight, y)
         valid = None
         if x_valid is not None or y_valid is not None:
             valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
         self._settle(data[1])
-        task = Task(x, y, min(batch_size, y.shape[0]), lr, weight_decay, valid)
+        task = Task(x, y, min(batch_size, y.shape[0]), lr, weight_decay, valid, sample_weights)
         path: FitPath | str = "the model has methods of its own"
         if not plan:
             path = "asked for"

@@ -2,9 +2,11 @@
 
 A step is the shortest sequence of launches that the ops allow, on fixed memory:
 
-- ``take_batch_`` copies the batch whose turn it is, by a number of the step that is kept on the device.
-- ``dense`` makes a product, with bias and activation, in one launch; its output is all that is kept for backward.
-- ``mse_step_`` or ``cross_entropy_step_`` gives the gradient, puts the loss into its place, and counts the step.
+- ``take_batch_`` copies the batch whose turn it is, by a number of the step that is kept on the device; and again, if
+  the samples have weights.
+- ``dense`` makes a product, with bias and activation, in one launch; its output is all that is kept for backward. Where
+  the derivative is in terms of the input, ``dense_with_preactivation`` keeps this beside the output, from one launch.
+- The loss's op, ``mse_step_`` say, gives the gradient, puts the loss into its place, and counts the step.
 - ``dense_backward_input`` brings in the derivative of the activation below, and ``dense_update_`` takes the step of
   gradient descent, with no gradient in memory.
 
@@ -54,8 +56,10 @@ class GraphPlan(FitPath):
         self.network, self.task = network, task
         self.units = _units(network)
         units = [(unit.activation, unit.after, unit.product and unit.product.trained) for unit in self.units]
-        tensors = [_identity(tensor) for tensor in (*network.parameters, task.x, task.y, *(task.valid or ()))]
-        key = (_backend.current, network.loss, *units, *tensors, task.batch_size, task.lr, task.weight_decay)
+        data = task.x, task.y, *(task.valid or ()), network.loss.class_weights, task.sample_weights
+        tensors = [tensor if tensor is None else _identity(tensor) for tensor in (*network.parameters, *data)]
+        loss = network.loss.name, *network.loss.parameters.items()
+        key = (_backend.current, loss, *units, *tensors, task.batch_size, task.lr, task.weight_decay)
         captured = _kept.pop(model, None)
         self.captured = captured if captured and captured.key == key else _Captured(key, task)
         _kept[model] = self.captured
@@ -103,24 +107,24 @@ class GraphPlan(FitPath):
         m, outputs = self.last
         values = dict(zip((unit.after for unit in self.units), outputs, strict=True)) | {0: self.captured.x[:m]}
         for layer, before, after in self.network.owners:
-            if after not in values:  # the softmax that cross-entropy took over
-                values[after] = ops.softmax(values[len(self.network.stages)])
+            if after not in values:  # the activation that belongs to the loss
+                values[after] = getattr(ops, self.network.loss.activation)(values[len(self.network.stages)])
             layer.a = values[after].clone()  # type: ignore[attr-defined]
             if isinstance(layer, Dense):
                 layer.input = values[before].clone()
 
     def _train(self, m: int) -> list[Tensor]:
         """The launches of a step on m samples; returns each unit's output."""
-        task, captured = self.task, self.captured
+        task = self.task
         with named("batch"):
-            x, y = captured.x[:m], captured.y[:m]
-            ops.take_batch_(task.x, task.y, captured.order, captured.step, task.batch_size, x, y)
-        outputs = list(self._forward(x))
-        inputs = [x, *outputs]
-        # Of each unit, what the derivative of its activation is in terms of.
-        values = [inputs[u + (not unit.activation.entry.of_input)] for u, unit in enumerate(self.units)]
-        delta = self._loss(outputs[-1], y)
-        first = next((u for u, unit in enumerate(self.units) if unit.product and unit.product.trained), len(outputs))
+            x, y, weights = self._take(m)
+        first = next((u for u, unit in enumerate(self.units) if unit.product and unit.product.trained), len(self.units))
+        inputs, values = [x], []  # of each unit, and what the derivative of its activation is in terms of
+        for output, value in self._forward(x, first):
+            inputs.append(output)
+            values.append(value)
+        outputs = inputs[1:]
+        delta = self._loss(outputs[-1], y, weights)
         is_done = False  # the derivative of this unit's activation, with the product above
         for u in reversed(range(first, len(self.units))):
             product, (name, parameters), after = self.units[u]
@@ -140,41 +144,55 @@ class GraphPlan(FitPath):
                 descend(product.trained, above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
         return outputs
 
+    def _take(self, m: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch whose turn it is, and the weights of its samples."""
+        task, captured = self.task, self.captured
+        x, y, turn = captured.x[:m], captured.y[:m], (captured.order, captured.step, task.batch_size)
+        ops.take_batch_(task.x, task.y, *turn, x, y)
+        if task.sample_weights is None:
+            return x, y, None
+        ops.take_batch_(task.sample_weights, task.y, *turn, captured.weights[:m], y)
+        return x, y, captured.weights[:m]
+
     def _validate(self) -> list[Tensor]:
         assert self.task.valid is not None
         x, y = self.task.valid
-        y_pred = deque(self._forward(x), maxlen=1).pop()  # each output is forgotten once the next is there
+        # Each output is forgotten once the next is there.
+        y_pred, _ = deque(self._forward(x, len(self.units)), maxlen=1).pop()
         self._loss(y_pred, y)  # counted as one more step
         return []
 
-    def _forward(self, value: Tensor) -> Iterator[Tensor]:
-        for product, (name, parameters), after in self.units:
+    def _forward(self, x: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each unit's output, and what the derivative of its activation is in terms of, from the unit ``first`` on."""
+        for u, (product, activation, after) in enumerate(self.units):
+            name, parameters = activation
+            of_input = activation.entry.of_input
             with named("forward", self.network.layer_names[after - 1]):
                 if product is None:
-                    value = getattr(ops, name)(value, *parameters)
+                    a = getattr(ops, name)(x, *parameters)
+                    value = x if of_input else a
+                elif of_input and u >= first:
+                    a, value = ops.dense_with_preactivation(x, product.w, product.b, name, parameters)
                 else:
-                    value = ops.dense(value, product.w, product.b, name, parameters)
-            yield value
+                    a = value = ops.dense(x, product.w, product.b, name, parameters)
+            yield a, value
+            x = a
 
-    def _loss(self, y_pred: Tensor, y: Tensor) -> Tensor:
-        op = getattr(ops, f"{self.network.loss}_step_")
+    def _loss(self, y_pred: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        loss = self.network.loss
+        op = getattr(ops, f"{loss.name}_step_")
         with named("loss"):
-            return op(y_pred, y, self.captured.losses, self.captured.step)
+            return op(y_pred, y, self.captured.losses, self.captured.step, **loss.arguments(weights))
 
 
 def _units(network: Network) -> list[_Unit]:
-    """A product takes the activation after it along, unless its derivative needs, or a layer shows, what is between."""
+    """A product takes the activation after it along, unless a layer shows what is between."""
     units: list[_Unit] = []
     none = Chosen("none")
     for i, stage in enumerate(network.stages):
         if isinstance(stage, Product):
             units.append(_Unit(stage, none, i + 1))
-        elif (
-            units
-            and units[-1].product
-            and units[-1].activation == none
-            and not (i in network.shown or stage.entry.of_input)
-        ):
+        elif units and units[-1].product and units[-1].activation == none and i not in network.shown:
             units[-1] = _Unit(units[-1].product, stage, i + 1)
         else:
             units.append(_Unit(None, stage, i + 1))
@@ -193,7 +211,7 @@ class _Captured:
         order: numbers of the samples in the order of this epoch (samples,).
         step: the number of the step within the epoch ().
         losses: of each step, then of the validation (steps + 1,).
-        x, y: the batch.
+        x, y, weights: the batch, and the weights of its samples.
     """
 
     def __init__(self, key: Hashable, task: Task):
@@ -202,8 +220,9 @@ class _Captured:
             self.order = torch.empty(len(y), dtype=torch.int64, device=x.device)
             self.step = torch.zeros((), dtype=torch.int64, device=x.device)
             self.losses = torch.empty(-(-len(y) // batch_size) + 1, dtype=x.dtype, device=x.device)
-            self.x, self.y = (
-                torch.empty(batch_size, *data.shape[1:], dtype=data.dtype, device=data.device) for data in (x, y)
+            weights = x.new_empty(0) if task.sample_weights is None else task.sample_weights
+            self.x, self.y, self.weights = (
+                data.new_empty(min(batch_size, len(data)), *data.shape[1:]) for data in (x, y, weights)
             )
         # Without torch's allocator, as under a sanitizer, no memory can be captured.
         captures = x.is_cuda and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ
@@ -233,7 +252,7 @@ class _Captured:
 
     def bytes(self) -> int:
         """Of all the memory here, that of the graphs included."""
-        fixed = sum(tensor.nbytes for tensor in (self.order, self.step, self.losses, self.x, self.y))
+        fixed = sum(tensor.nbytes for tensor in (self.order, self.step, self.losses, self.x, self.y, self.weights))
         if self.pool is None:
             return fixed
         segments = torch.cuda.memory_snapshot(self.pool, include_traces=False)

@@ -19,7 +19,7 @@ A plan serves while every object runs the methods it was written with (:mod:`scr
 the parameters when a fit begins and writes them back when that ends, so that ``layer.w`` stays an ordinary tensor.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import compress, repeat
@@ -32,7 +32,7 @@ from scratchcuda import _ranges
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.network import Network, Product, Task
 from scratchcuda.engine.parameters import Parameters
-from scratchcuda.engine.plans.tensor_steps import CACHE_LINE, Evaluation, Step
+from scratchcuda.engine.plans.tensor_steps import CACHE_LINE, Evaluation, Step, Targets
 from scratchcuda.engine.training import FitPath, HeldInterrupt
 
 #: Bytes of one validation buffer. Measured: smaller ones pay for more calls, larger ones fall out of the cache.
@@ -44,7 +44,7 @@ KEPT_SIZES = 4
 T = TypeVar("T", bound=Evaluation)
 
 #: A batch: its evaluation or step, inputs, targets, and the place for its loss.
-Block = tuple[Evaluation, Tensor, Tensor, Tensor]
+Block = tuple[Evaluation, Tensor, Targets, Tensor]
 
 
 class TensorPlan(FitPath):
@@ -72,6 +72,7 @@ class TensorPlan(FitPath):
         self.model, self.network, self.task = model, network, task
         self.batches: list[Block] = []
         self.chunks: list[Block] = []
+        self.targets, self.counts = task.y, task.sample_weights
         self.last: Block | None = None
 
     def mode(self) -> AbstractContextManager[object]:
@@ -80,19 +81,31 @@ class TensorPlan(FitPath):
     def load(self, order: Tensor | None) -> None:
         if not self.batches:
             self._bind()
-        x, y, size = self.task.x, self.task.y, self.task.batch_size
+        x, y, counts, size = self.task.x, self.targets, self.counts, self.task.batch_size
         if order is not None:
-            x, y = x[order], y[order]
+            x, y, counts = x[order], y[order], None if counts is None else counts[order]
+        y, factors = _balanced(y, counts, size)
         if len(self.losses) > 1:
-            self.batches = _blocks(x, y, size, self.steps, self.losses)
+            self.batches = _blocks(x, y, factors, size, self.steps, self.losses)
         else:
             step = self.steps[size]
-            self.batches = [(step, *step.take(x, y), self.first_loss)]
+            x, y = step.take(x, y)
+            self.batches = [(step, x, y if factors is None else (y, factors), self.first_loss)]
+
+    def _weighted(self, y: Tensor, sample_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Targets, as rows if smoothed, and what each sample counts in the mean; None if all count the same."""
+        loss = self.network.loss
+        if loss.name != "cross_entropy" or not loss.arguments(sample_weights):
+            return y, None
+        of = y, self.weights[-1], sample_weights
+        # A class index stays one: as a row, its zeros would make NaN of scores of -inf.
+        return y if y.dim() == 1 and not loss.parameters else loss.rows(*of), loss.counts(*of)
 
     def _bind(self) -> None:
         task, network = self.task, self.network
         torch._foreach_copy_(self.places, network.parameters)
         samples, size = task.y.shape[0], task.batch_size
+        self.targets, self.counts = self._weighted(task.y, task.sample_weights)
         for m in _sizes(samples, size):
             step = _made_once(self.steps, m, lambda m: Step(network, self.weights, m, task.weight_decay))
             step.descend_by(task.lr)
@@ -101,12 +114,13 @@ class TensorPlan(FitPath):
             self.first_loss = self.losses[0]
         if task.valid is not None:
             x, y = task.valid
+            y, factors = _balanced(*self._weighted(y, None), len(y))
             widest = max(max(w.shape) for w in self.weights)
             size = max(CACHE_LINE, CHUNK_BYTES // (widest * x.element_size()))
             for m in _sizes(len(y), size):
                 _made_once(self.evaluations, m, lambda m: Evaluation(network, self.weights, m))
             self.valid_losses = x.new_empty(-(-len(y) // size))
-            self.chunks = _blocks(x, y, size, self.evaluations, self.valid_losses)
+            self.chunks = _blocks(x, y, factors, size, self.evaluations, self.valid_losses)
 
     def epoch(self, stop: HeldInterrupt, losses: list[float]) -> None:
         finished, run = 0, _ranges.bound("step", "", Step.run)
@@ -119,14 +133,12 @@ class TensorPlan(FitPath):
         finally:
             self.last = self.batches[finished - 1] if finished else self.last
             sums = zip(self.losses.tolist(), self.batches[:finished], strict=False)
-            losses += [loss * step.scale for loss, (step, _, _, _) in sums]
+            losses += [loss / step.terms for loss, (step, _, _, _) in sums]
 
     def validate(self) -> float:
         for evaluation, x, y, loss in self.chunks:
             evaluation.run(x, y, loss)
-        passes = [evaluation for evaluation, _, _, _ in self.chunks]
-        total = sum(loss * p.scale * p.m for loss, p in zip(self.valid_losses.tolist(), passes, strict=True))
-        return total / sum(p.m for p in passes)
+        return sum(self.valid_losses.tolist()) / sum(evaluation.terms for evaluation, _, _, _ in self.chunks)
 
     def finish(self) -> None:
         if self.last is not None:
@@ -140,7 +152,8 @@ class TensorPlan(FitPath):
             for layer, before, after in self.network.owners:
                 layer.show(partial(step.value, x), a=after, **({"input": before} if isinstance(layer, Dense) else {}))
         self.model._plan = self
-        del self.model, self.network, self.task, self.batches, self.chunks  # what is kept holds no tensor of the user's
+        # What is kept holds no tensor of the user's.
+        del self.model, self.network, self.task, self.targets, self.counts, self.batches, self.chunks
 
 
 def kept(model: Parameters, network: Network, task: Task) -> TensorPlan | None:
@@ -156,7 +169,8 @@ def _witness(network: Network, task: Task) -> tuple[object, ...]:
     """What must be the same for a plan to serve again: all that it, and Network.unfit, knows of the parameters."""
     stages = [stage.trained if isinstance(stage, Product) else stage for stage in network.stages]
     tensors = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_inference()) for t in network.parameters]
-    return stages, tensors, network.loss, network.shown, task.weight_decay, _ranges.listener
+    loss = network.loss.name, dict(network.loss.parameters), network.loss.activation
+    return stages, tensors, loss, network.shown, task.weight_decay, _ranges.listener
 
 
 def _made_once(made: dict[int, T], m: int, make: Callable[[int], T]) -> T:
@@ -172,7 +186,26 @@ def _sizes(samples: int, size: int) -> set[int]:
     return {min(size, samples), samples % size or size}
 
 
-def _blocks(x: Tensor, y: Tensor, size: int, evaluations: Mapping[int, Evaluation], losses: Tensor) -> list[Block]:
+def _balanced(y: Tensor, counts: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:
+    """Targets with which the plain mean over each block is the weighted one: its samples count 1 on average.
+
+    Rows are divided by that; of class indices there are factors of log p besides.
+    """
+    if counts is None:
+        return y, None
+    blocks = zip((counts if y.dim() == 1 else y).split(size), counts.split(size), strict=True)
+    balanced = torch.cat([terms / of_terms.mean() for terms, of_terms in blocks])
+    return (y, -balanced) if y.dim() == 1 else (balanced, None)
+
+
+def _blocks(
+    x: Tensor,
+    y: Tensor,
+    factors: Tensor | None,
+    size: int,
+    evaluations: Mapping[int, Evaluation],
+    losses: Tensor,
+) -> list[Block]:
     """The data cut into blocks of ``size`` samples in the plan's layout, each with a place for its loss."""
     blocks: list[Block] = []
     places = iter(losses.unbind())
@@ -189,5 +222,8 @@ def _blocks(x: Tensor, y: Tensor, size: int, evaluations: Mapping[int, Evaluatio
         if y.dim() == 2:
             # (blocks, n_out, m); not .contiguous(), which leaves the odd strides of a single row, slow in products
             targets = targets.mT.clone(memory_format=torch.contiguous_format)
-        blocks += zip(repeat(evaluation), inputs.unbind(), targets.unbind(), places)
+        found: Iterable[Targets] = targets.unbind()
+        if factors is not None:
+            found = zip(targets.unbind(), factors[start:stop].split(m), strict=True)
+        blocks += zip(repeat(evaluation), inputs.unbind(), found, places)
     return blocks

@@ -1,16 +1,22 @@
 """The calls of the tensor plan: of an evaluation, and of a training step, bound once to fixed buffers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scratchcuda._ranges import bound
 from scratchcuda.engine.network import Network, Product
+from scratchcuda.ops._entries import ENTRIES
+from scratchcuda.ops._losses import LOSSES, Loss
 
 aten = torch.ops.aten
 Call = Callable[[], object]
+
+#: Of a batch: (n_out, m), or class indices (m,), or these with factors of log p (m,).
+Targets = Tensor | tuple[Tensor, Tensor]
 
 CACHE_LINE = 64
 
@@ -21,7 +27,7 @@ class Evaluation:
     Attributes:
         values: value i is the input of stage i, (features + 1, columns), a row of ones last; value 0 is the batch.
         delta: the gradient of the loss with respect to the last value (n_out, columns), up to a factor.
-        scale: what the sum in ``loss`` is to be multiplied by.
+        terms: what the sum in ``loss`` is to be divided by.
     """
 
     #: Whether each value keeps a buffer of its own. An evaluation forgets them, to stay in cache.
@@ -29,7 +35,7 @@ class Evaluation:
 
     def __init__(self, network: Network, weights: Sequence[Tensor], m: int):
         self.weights, self.m = weights, m
-        self.stages = len(network.stages)
+        self.stages, self.activation = len(network.stages), network.loss.activation
         w = self.weights[0]
         lanes = CACHE_LINE // w.element_size()
         # A single product reads the batch only, where padding would gain nothing.
@@ -38,22 +44,25 @@ class Evaluation:
         outputs = self.weights[-1].shape[1]
         self.delta = w.new_zeros(outputs, self.columns)  # the padding's stays 0
         # Subtracting the target inside the last product leaves no prediction, which a Dense shows as ``a``.
-        self.fuses_target = network.loss == "mse" and isinstance(network.stages[-1], Product)
+        self.fuses_target = network.loss.name == "mse" and isinstance(network.stages[-1], Product)
         self.fuses_target &= not (self.keeps_values and network.shown)
         self.first: Callable[[Tensor], object] | None = None
         self.calls: list[Call] = []
         self.values: list[Tensor | None] = [None]
         self._bind_forward(network)
-        if network.loss == "mse":
-            self.scale = 1 / (m * outputs)
-            compare = self._mse()
-        else:
-            self.scale = 1 / m
+        entry = LOSSES.get(network.loss.name)
+        compare: Callable[[Tensor, Any, Tensor], object]
+        if entry is None:
+            self.terms = m
             compare = self._cross_entropy()
+        else:
+            self.terms = m * outputs
+            parameters = network.loss.parameters.values()
+            compare = self._mse_with_product() if self.fuses_target else self._elementwise(entry, parameters)
         self.compare = bound("loss", "", compare)
 
-    def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
-        """x (features + 1, columns), y (n_out, m) or class indices (m,), the loss () to write."""
+    def run(self, x: Tensor, y: Targets, loss: Tensor) -> None:
+        """x (features + 1, columns), y, the loss () to write."""
         if self.first is not None:
             self.first(x)
         for call in self.calls:
@@ -101,26 +110,22 @@ class Evaluation:
                 self.first = bound("forward", layer, call if reads_ones else lambda x, call=call: call(x[:-1]))
             self.values.append(output)
 
-    def _mse(self) -> Callable[[Tensor, Tensor, Tensor], object]:
-        delta, flat = self.delta[:, : self.m], self.delta.view(-1)
-        if not self.fuses_target:
-            prediction = self._value(-1)[:-1, : self.m]
+    def _elementwise(self, entry: Loss, parameters: Iterable[float]) -> Callable[[Tensor, Tensor, Tensor], object]:
+        assert entry.compare is not None
+        call = entry.compare(self._value(-1)[:-1, : self.m], self.delta, *parameters)
+        return lambda x, y, loss: call(y, loss)
 
-            def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
-                torch.sub(prediction, y, out=delta)
-                torch.dot(flat, flat, out=loss)
-
-            return compare
-        w = self.weights[-1].mT
+    def _mse_with_product(self) -> Callable[[Tensor, Tensor, Tensor], object]:
+        delta, flat, w = self.delta[:, : self.m], self.delta.view(-1), self.weights[-1].mT
         value = None if self.values[-1] is None else self.values[-1][:, : self.m]
 
-        def compare_fused(x: Tensor, y: Tensor, loss: Tensor) -> None:
+        def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
             torch.addmm(y, w, x if value is None else value, beta=-1, out=delta)
             torch.dot(flat, flat, out=loss)
 
-        return compare_fused
+        return compare
 
-    def _cross_entropy(self) -> Callable[[Tensor, Tensor, Tensor], object]:
+    def _cross_entropy(self) -> Callable[[Tensor, Targets, Tensor], object]:
         # -y, with which the loss is one product and torch's backward of log_softmax starts; 0 in the padding.
         self.negative = torch.zeros_like(self.delta)
         self.log_p = torch.empty_like(self.delta)
@@ -128,27 +133,28 @@ class Evaluation:
         flat, flat_p = self.negative.view(-1), self.log_p.view(-1)
         log_p, picked = self.log_p[:, : self.m], self.log_p.new_empty(1, self.m)
         minus_one = picked.new_full((self.m,), -1)
+        row_of_it = minus_one.unsqueeze(0)
 
-        def compare(x: Tensor, y: Tensor, loss: Tensor) -> None:
+        def compare(x: Tensor, y: Targets, loss: Tensor) -> None:
             torch._log_softmax(scores, 0, False, out=self.log_p)
+            y, factors, row = (*y, y[1].unsqueeze(0)) if isinstance(y, tuple) else (y, minus_one, row_of_it)
             if y.dim() == 2:
                 torch.neg(y, out=negative)
                 torch.dot(flat, flat_p, out=loss)
                 return
             # Picked, not multiplied: a score of -inf in another class would make the loss NaN.
             index = y.unsqueeze(0)
-            negative.zero_().scatter_(0, index, -1)
+            negative.zero_().scatter_(0, index, row)
             torch.gather(log_p, 0, index, out=picked)
-            torch.dot(minus_one, picked[0], out=loss)
+            torch.dot(factors, picked[0], out=loss)
 
         return compare
 
     def value(self, x: Tensor, index: int) -> Tensor:
         """Value ``index`` of the last run, on the batch x, as an ordinary tensor (m, features)."""
-        if index > self.stages:  # the softmax that cross-entropy took over
-            value = self.log_p[:, : self.m].exp()
-        else:
-            value = (x if index == 0 else self._value(index))[:-1, : self.m]
+        value = (x if index == 0 else self._value(min(index, self.stages)))[:-1, : self.m]
+        if index > self.stages:  # the activation that belongs to the loss
+            ENTRIES[self.activation].into(value, out=(value := torch.empty_like(value)))
         return value.T.clone(memory_format=torch.contiguous_format)
 
     def _value(self, index: int) -> Tensor:
@@ -170,8 +176,9 @@ class Step(Evaluation):
         self.samples = self.batch[:-1, :m]
         self.backward: list[Call] = []
         self.update_first: Callable[[Tensor], object] | None = None
-        self.gradient_scale = self.scale * (2 if network.loss == "mse" else 1)
-        if network.loss != "mse":
+        entry = LOSSES.get(network.loss.name)
+        self.gradient_scale = (entry.factor if entry else 1) / self.terms
+        if entry is None:
             function = partial(aten._log_softmax_backward_data.out, self.negative, self.log_p)
             self.backward.append(bound("loss", "", partial(function, 0, self.delta.dtype, out=self.delta)))
         first = network.first_trained
@@ -227,7 +234,7 @@ class Step(Evaluation):
 
         return update
 
-    def run(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
+    def run(self, x: Tensor, y: Targets, loss: Tensor) -> None:
         super().run(x, y, loss)
         for call in self.backward:
             call()
