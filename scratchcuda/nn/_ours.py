@@ -4,11 +4,11 @@ from scratchcuda.nn import functional
 from scratchcuda.nn.conversion import convert, revert
 from scratchcuda.nn.layers import (
     ELEMENTWISE,
+    LOSSES,
     CrossEntropyLoss,
     FusedSequential,
     LazyLinear,
     Linear,
-    MSELoss,
     Softmax,
 )
 from scratchcuda.nn.report import Conversion
@@ -19,12 +19,12 @@ __all__ = [
     "FusedSequential",
     "LazyLinear",
     "Linear",
-    "MSELoss",
     "Softmax",
     "convert",
     "functional",
     "revert",
 ]
 
-globals().update({kind.__name__: kind for kind in ELEMENTWISE})  # torch.nn's, to type checkers
-__all__ += [kind.__name__ for kind in ELEMENTWISE]
+_MADE = {kind.__name__: kind for kind in (*ELEMENTWISE, *LOSSES)}
+globals().update(_MADE)  # torch.nn's, to type checkers
+__all__ += list(_MADE)

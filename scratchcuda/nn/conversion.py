@@ -1,22 +1,23 @@
 """torch.nn's layers of a model made ours, and back: by their classes, so that each stays the very same object."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
-from scratchcuda.nn import fusing, layers
+from scratchcuda.nn import fusing, known, layers
 from scratchcuda.nn.report import Conversion
+from scratchcuda.nn.subclasses import is_made, original
 from scratchcuda.ops import _backend
 
 _KINDS: list[type[Module]] = [
     layers.Linear,
     layers.LazyLinear,
-    layers.MSELoss,
     layers.CrossEntropyLoss,
+    *layers.LOSSES,
     *layers.ACTIVATIONS,
 ]
 _OURS: dict[type[Module], type[Module]] = {getattr(torch.nn, ours.__name__): ours for ours in _KINDS}
@@ -59,8 +60,8 @@ def convert(
     if inputs is not None and any(map(torch.nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         raise ValueError("inputs are for a model whose parameters have their shapes: call it once before")
     for name, module in named:
-        theirs = _counterpart(module, _OURS)
-        if type(module) in TORCHS or _is_fused(module) or (theirs is torch.nn.Sequential and not fuse):
+        theirs = _nearest(module)
+        if type(module) in TORCHS or is_made(type(module)) or (theirs is torch.nn.Sequential and not fuse):
             continue
         if theirs is None:
             if _is_layer(module):
@@ -75,7 +76,7 @@ def convert(
     trace = None
     try:
         for module in chosen:  # now that no filter can raise any more
-            module.__class__ = _OURS[type(module)]
+            module.__class__ = _counterpart(type(module), module) or type(module)
         if inputs is not None:
             trace = _traced(model, inputs)
     except BaseException:
@@ -83,6 +84,8 @@ def convert(
             module.__class__ = kind
         raise
     done.swapped = [name for name, module in named if type(module) is not kinds[module]]
+    for name in done.swapped:  # what derives from a Sequential, and fuses as a call has shown
+        done.left.pop(name, None)
     if fuse:
         _tell_pairs(done, model, trace)
     told = {*done.swapped, *done.fused, *done.left}
@@ -97,17 +100,17 @@ def revert(model: Module) -> Conversion:
     """
     done = Conversion()
     for name, module in _named(model):
-        kind, ours = type(module), _counterpart(module, TORCHS)
-        if kind in TORCHS or _is_fused(module):
+        kind, ours = type(module), next((TORCHS[kind] for kind in type(module).__mro__ if kind in TORCHS), None)
+        if kind in TORCHS or is_made(type(module)):
             if isinstance(module, layers.Linear) and module.activation != "none":
                 done.left[name] = f"torch.nn.Linear has no activation {module.activation!r}"
             else:
-                module.__class__ = TORCHS.get(kind) or fusing.original(kind)
+                module.__class__ = TORCHS.get(kind) or original(kind)
                 done.swapped.append(name)
         elif ours is not None:
             done.left[name] = f"is a {kind.__name__}, not exactly a scratchcuda.nn.{ours.__name__}"
-        elif any(fusing.original(base) is not base for base in kind.__mro__):
-            done.left[name] = f"is a {kind.__name__}, derived from what fuses"
+        elif any(map(is_made, kind.__mro__)):
+            done.left[name] = f"is a {kind.__name__}, derived from a class that convert made"
         else:
             continue
         done.kinds[name] = kind.__name__
@@ -120,16 +123,22 @@ def _named(model: Module) -> list[tuple[str, Module]]:
     return list(model.named_modules())
 
 
-def _counterpart(module: Module, kinds: Mapping[type[Module], type[Module]]) -> type[Module] | None:
-    """The one of these classes that it is of, or else that its class derives from."""
-    return next((kind for kind in type(module).__mro__ if kind in kinds), None)
+def _counterpart(kind: type[Any] | None, module: Any) -> type[Module] | None:
+    """Ours of a class of this module, torch's or another's."""
+    return kind and (_OURS.get(kind) or known.counterpart(kind, module))
+
+
+def _nearest(module: Any) -> type[Any] | None:
+    """The class that it is of, or else derives from, which has a counterpart."""
+    return next((kind for kind in type(module).__mro__ if _counterpart(kind, module)), None)
 
 
 def _unfit(module: Module, theirs: type[Module]) -> str:
     """Why this layer cannot be ours."""
     if type(module) is not theirs:
-        return f"is a {type(module).__name__}, not exactly a torch.nn.{theirs.__name__}"
-    if "forward" in vars(module) or theirs.forward is not _FORWARDS[theirs]:
+        exactly = f"{'torch.nn.' if theirs in _OURS else ''}{theirs.__name__}"
+        return f"is a {type(module).__name__}, not exactly a {exactly}"
+    if "forward" in vars(module) or theirs.forward is not _FORWARDS.get(theirs, theirs.forward):
         return "has a forward of its own"
     dtype = getattr(getattr(module, "weight", None), "dtype", None)
     if dtype not in (*_backend.DTYPES, None):
@@ -145,17 +154,13 @@ def _is_layer(module: Module) -> bool:
     return not module._modules or (is_torchs and any(p is not None for p in module._parameters.values()))
 
 
-def _is_fused(module: Module) -> bool:
-    return fusing.original(type(module)) is not type(module)
-
-
 def _traced(model: Module, inputs: Any) -> fusing.Trace:
     """A call of the model, of whose modules those become fusing ones that have layers that fuse in it."""
     ours: dict[type[Module], type[Module] | None] = {}
     kinds = {}
     for module in model.modules():
         kind = type(module)
-        if parametrize.is_parametrized(module) or not any(type(part) is layers.Linear for part in module.modules()):
+        if parametrize.is_parametrized(module) or not any(type(part) in layers.LAYERS for part in module.modules()):
             continue
         if kind not in ours:
             ours[kind] = None if isinstance(module, torch.jit.ScriptModule) else fusing.fused(kind)
@@ -172,7 +177,7 @@ def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> 
     """Which of our Linears compute the activation after them, and why others do not."""
     pairs = dict(_neighbours(model))
     for name, layer in _named(model):
-        if type(layer) is not layers.Linear:
+        if type(layer) not in layers.LAYERS:
             continue
         following: Any = pairs.get(layer) or (trace and trace.met.get(layer))
         kind, reason = type(following), ""
@@ -181,11 +186,11 @@ def _tell_pairs(done: Conversion, model: Module, trace: fusing.Trace | None) -> 
         elif kind in layers.ACTIVATIONS:
             reason = layers.unfused(layer, following)
             if not reason and layer in pairs:
-                done.fused[name] = layers.ACTIVATIONS[kind].name
+                done.fused[name] = layers.ACTIVATIONS[kind].of(following).name
             elif not reason:
                 reason = "no forward shows that the activation alone reads what it returns"
-        elif _OURS.get(kind) in layers.ACTIVATIONS:
-            reason = f"its {kind.__name__} is torch's"
+        elif _counterpart(_nearest(following), following) in layers.ACTIVATIONS:
+            reason = f"its {kind.__name__} is not converted"
         elif _is_activation(kind):
             reason = f"{kind.__name__} is no activation of ours"
         elif layer not in pairs and layer.activation == "none":

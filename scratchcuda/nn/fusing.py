@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Sequential
 
 from scratchcuda import _ranges
-from scratchcuda.nn.layers import Linear, computed_with, in_turn, is_watched
+from scratchcuda.nn.layers import LAYERS, FusedSequential, computed_with, in_turn, is_watched
+from scratchcuda.nn.subclasses import subclass
 
 
 class Carried(NamedTuple):
@@ -54,7 +55,7 @@ def call(
         pending = [*carried, *pending]
     elif first is not None:
         pending = [first(), *pending]
-    if following is None or not pending or type(pending[-1]) is not Linear or is_watched(pending[-1]):
+    if following is None or not pending or type(pending[-1]) not in LAYERS or is_watched(pending[-1]):
         return in_turn(pending, input)
     *others, layer = pending
     input, function = in_turn(others, input), following()
@@ -64,43 +65,19 @@ def call(
 
 
 _CALL = "_scratchcuda_call"
-_ORIGINAL = "_scratchcuda_original"
-
-
-class _Fusing:
-    """The first base of what :func:`fused` makes."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """The other base, which may count what derives from it, is not told of that."""
-        if _ORIGINAL not in vars(cls):
-            super().__init_subclass__(**options)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:  # pickle finds the class of that name, which is the original
-        reduced: Any = super().__reduce_ex__(protocol)
-        if type(self) is original(type(self)) or isinstance(reduced, str):
-            return reduced
-        function, args, *rest = reduced
-        return _made, (original(function), *map(original, args)), *rest
-
-
-def original(kind: Any) -> Any:
-    """The class that this one of :func:`fused` stands for; of anything else itself."""
-    return vars(kind).get(_ORIGINAL, kind) if isinstance(kind, type) else kind
-
-
-def _made(function: Any, *args: Any) -> Any:
-    made = function(*args)
-    made.__class__ = fused(type(made)) or type(made)
-    return made
 
 
 def fused(kind: type[Module]) -> type[Module] | None:
     """A class as this one, whose forward fuses; None where that is not written so."""
-    for made in type.__subclasses__(kind):  # which forget what nobody uses
-        if _ORIGINAL in vars(made):
-            return made
+    return subclass(kind, fused, _names)
+
+
+def _names(kind: type[Module]) -> dict[str, Any] | None:
     written = inspect.getattr_static(kind, "forward")
-    if (fusing := _fusing(written)) is None:
+    # A Sequential itself becomes a FusedSequential, or else is to stay.
+    by_turns = written is Sequential.forward and getattr(kind, "__iter__", None) is Sequential.__iter__
+    fusing: Any = FusedSequential.forward if by_turns and kind is not Sequential else _fusing(written)
+    if fusing is None:
         return None
     code, defaults, by_name = written.__code__, written.__defaults__, written.__kwdefaults__
 
@@ -113,12 +90,9 @@ def fused(kind: type[Module]) -> type[Module] | None:
         )
         return (fusing if is_same else kind.forward)(self, *args, **kwargs)
 
-    names = {"forward": forward, _ORIGINAL: kind}
-    names |= {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    try:
-        return type(kind)(kind.__name__, (_Fusing, kind), names)  # type: ignore[misc]
-    except Exception:  # of a metaclass that does not want it
-        return None
+    # By its code torch.compile keeps what it has compiled, of eight classes.
+    forward.__code__ = forward.__code__.replace()  # type: ignore[attr-defined]
+    return {"forward": forward}
 
 
 def _fusing(function: Any) -> Callable[..., Any] | None:
@@ -275,7 +249,7 @@ class Trace:
 
     @_ranges.looking_on
     def _before(self, module: Module, args: tuple[Any, ...]) -> None:
-        if type(module) is Linear and len(args) == 3:
+        if type(module) in LAYERS and len(args) == 3:
             self.fused[module] = args[1]
         elif args and (found := self._results.get(id(args[0]))) and found[0]() is args[0]:
             self.met[found[1]] = module
@@ -283,5 +257,5 @@ class Trace:
 
     @_ranges.looking_on
     def _after(self, module: Module, args: tuple[Any, ...], result: Any) -> None:
-        if type(module) is Linear and isinstance(result, Tensor):
+        if type(module) in LAYERS and isinstance(result, Tensor):
             self._results[id(result)] = weakref.ref(result), module

@@ -16,8 +16,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from scratchcuda import _ranges
 from scratchcuda._fallback import StandIn
 from scratchcuda.nn import functional
-from scratchcuda.ops import _entries
+from scratchcuda.ops import _entries, _losses
 from scratchcuda.ops._entries import ENTRIES, Chosen, Elementwise, Entry, elementwise
+from scratchcuda.ops._losses import Loss
 
 
 class Linear(torch.nn.Linear, metaclass=StandIn):
@@ -87,9 +88,13 @@ def _module(entry: Elementwise) -> Any:
                 return function(input, **{name: getattr(self, name) for name in (*names, *entry.others)})
         return function(input, *[getattr(self, name) for name in names]) if names else function(input)
 
-    name = entry.module.__name__
+    return _derived(entry.module, forward)
+
+
+def _derived(module: type[torch.nn.Module], forward: Any) -> Any:
+    name = module.__name__
     forward.__qualname__ = f"{name}.forward"
-    return StandIn(name, (entry.module,), {"__module__": __name__, "__doc__": f"torch.nn.{name}.", "forward": forward})
+    return StandIn(name, (module,), {"__module__": __name__, "__doc__": f"torch.nn.{name}.", "forward": forward})
 
 
 class Softmax(torch.nn.Softmax, metaclass=StandIn):
@@ -99,8 +104,8 @@ class Softmax(torch.nn.Softmax, metaclass=StandIn):
         return functional.softmax(input, self.dim, _stacklevel=5)
 
 
-#: The elementwise activations, as all that this package has.
-ELEMENTWISE: dict[type[Any], Elementwise] = {_module(entry): entry for entry in elementwise()}
+#: The elementwise activations, as all that this package has; of several variants the first.
+ELEMENTWISE: dict[type[Any], Elementwise] = {_module(entry): entry for entry in elementwise() if entry.is_first}
 globals().update({kind.__name__: kind for kind in ELEMENTWISE})
 
 #: The activations that a Linear can compute.
@@ -111,7 +116,8 @@ class FusedSequential(torch.nn.Sequential):
     """torch.nn.Sequential, in which a Linear computes the activation after it, where nobody can tell the difference.
 
     That is decided at each call (:func:`unfused`), so that modules may be taken out, replaced, hooked and patched. In
-    16 bits the value between the two is not rounded, as it is between two modules.
+    16 bits the value between the two is not rounded, as it is between two modules, unless the derivative is in terms of
+    it.
     """
 
     def forward(self, input: Any) -> Any:
@@ -132,12 +138,12 @@ def in_turn(functions: Iterable[Any], input: Any) -> Any:
 
 
 def computed_with(function: Any, following: Any, input: Any) -> Chosen | None:
-    """The activation that a Linear computes along, as nobody can tell the difference; None if it does not.
+    """The activation that a layer computes along, as nobody can tell the difference; None if it does not.
 
     Args:
         function, following: what is called on the input, and on its result.
     """
-    if type(function) is Linear and type(input) in _TENSORS:
+    if type(function) in LAYERS and type(input) in _TENSORS:
         activation = _MODULES.get(following) if type(following) in _FUNCTIONS else following
         if not unfused(function, activation, input.dim()):
             return ACTIVATIONS[type(activation)].of(activation)
@@ -152,9 +158,20 @@ _MODULES: dict[Any, torch.nn.Module] = {
     for function in (entry.forward, *(getattr(of, entry.name) for of in (torch.nn.functional, functional)))
 }
 _TENSORS = (Tensor, torch.nn.Parameter)
-#: As they are written here.
-_FORWARDS = {Linear: Linear.forward} | {kind: kind.forward for kind in ACTIVATIONS}
+#: The layers that compute an activation along.
+LAYERS: set[type[Any]] = {Linear}
+#: As they are written.
+_FORWARDS: dict[type[Any], Any] = {Linear: Linear.forward} | {kind: kind.forward for kind in ACTIVATIONS}
 _CALL = torch.nn.Module.__call__
+
+
+def computes_as(made: type[Any], ours: type[Any]) -> None:
+    """Lets a class fuse as one of ours does."""
+    _FORWARDS[made] = made.forward
+    if ours in LAYERS:
+        LAYERS.add(made)
+    else:
+        ACTIVATIONS[made] = ACTIVATIONS[ours]
 
 
 def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
@@ -165,7 +182,7 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
         dims: of the input, if it is known.
     """
     kind = type(activation)
-    if type(layer) is not Linear or kind not in ACTIVATIONS:
+    if type(layer) not in LAYERS or kind not in ACTIVATIONS:
         return "they are no Linear and activation of ours"
     if layer.activation != "none":
         return "the layer before it has an activation already"
@@ -178,7 +195,7 @@ def unfused(layer: Any, activation: Any, dims: int | None = None) -> str:
         return "it does not run over the last dimension"
     if is_watched(layer) or is_watched(activation) or _has_any_global_hook():
         return "hooks would see other values"
-    if _has_own_forward(layer, Linear) or _has_own_forward(activation, kind):
+    if _has_own_forward(layer) or _has_own_forward(activation):
         return "one of the two has a forward of its own"
     return _uncompiled(layer, activation) if torch.compiler.is_compiling() else ""
 
@@ -192,8 +209,8 @@ def is_watched(module: torch.nn.Module) -> bool:
     return bool(module._backward_hooks or module._backward_pre_hooks) or not looks_on
 
 
-def _has_own_forward(module: torch.nn.Module, kind: type[Any]) -> bool:
-    own = module.__dict__
+def _has_own_forward(module: torch.nn.Module) -> bool:
+    own, kind = module.__dict__, type(module)
     if "forward" in own or "_compiled_call_impl" in own:
         return True
     return kind.forward is not _FORWARDS[kind] or kind.__call__ is not _CALL
@@ -203,7 +220,7 @@ def _uncompiled(layer: Any, activation: Any) -> str:
     if _is_exporting():
         return "an export shows each module"
     # Always equal. But what is looked up by attribute, torch.compile guards: it notices a patch after it has compiled.
-    found, written = layer.forward.__func__, _FORWARDS[Linear]
+    found, written = layer.forward.__func__, _FORWARDS[type(layer)]
     is_same = found is written and activation.forward.__func__ is _FORWARDS[type(activation)]
     return "" if is_same else "one of the two has a forward of its own"
 
@@ -213,13 +230,6 @@ def _is_exporting() -> bool:
 
 
 _is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 traces it as always true
-
-
-class MSELoss(torch.nn.MSELoss, metaclass=StandIn):
-    """torch.nn.MSELoss."""
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.mse_loss(input, target, reduction=self.reduction)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss, metaclass=StandIn):
@@ -234,3 +244,21 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss, metaclass=StandIn):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+def _loss_module(entry: Loss) -> Any:
+    """Ours of torch.nn's class: its forward is our function."""
+    names = (*entry.weights, *entry.parameters, "reduction")
+
+    def forward(self: Any, input: Tensor, target: Tensor) -> Tensor:
+        function: Callable[..., Tensor] = getattr(functional, entry.function)
+        if len(names) == 1:
+            return function(input, target, reduction=self.reduction)
+        return function(input, target, **{name: getattr(self, name) for name in names})
+
+    return _derived(entry.module, forward)
+
+
+#: The elementwise losses.
+LOSSES: dict[type[Any], Loss] = {_loss_module(entry): entry for entry in _losses.LOSSES.values()}
+globals().update({kind.__name__: kind for kind in LOSSES})

@@ -8,6 +8,7 @@ import torch
 
 import scratchcuda
 
+CROSS_ENTROPY = {"cross_entropy_value", "cross_entropy_backward"}
 DENSE = {"dense", "dense_backward_input", "dense_backward_weights"}
 
 

@@ -159,7 +159,7 @@ def test_trains_as_the_original(name, fuse, backend, monkeypatch):
     )
     if backend != "tensor":
         assert ran["dense"] == ran["dense_backward_weights"] == steps * linears
-        assert ran["mse"] == ran["sgd_update_"] == steps
+        assert ran["mse_value"] == ran["mse_backward"] == ran["sgd_update_"] == steps
 
     state = model.state_dict()
     for one, other in zip(state.values(), original.state_dict().values(), strict=True):

@@ -5,18 +5,33 @@ import warnings
 import pytest
 import torch
 import torch.fx
-from drop_in import CLASSES, DENSE, X, as_torch, assert_same, loss_and_gradients, network, rand
+from drop_in import CLASSES, CROSS_ENTROPY, DENSE, X, as_torch, assert_same, loss_and_gradients, network, rand
 
 import scratchcuda
 
 
-@as_torch(*DENSE, "tanh", "tanh_backward", "mse")
+@as_torch(*DENSE, "tanh", "tanh_backward", "mse_value", "mse_backward")
 def test_compiled(nn, sgd):
     net, loss_f, y = network(nn), nn.MSELoss(), rand(6, 3)
     step = torch.compile(lambda x: loss_f(net(x), y), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         first = step(X)
     return [first, torch.autograd.grad(step(X), list(net.parameters()))]
+
+
+@as_torch(*(f"{loss}_{of}" for loss in ("huber", "binary_cross_entropy_with_logits") for of in ("value", "backward")))
+def test_compiled_losses(nn, sgd):
+    """With a parameter, weights, and in turn without."""
+    found, y, w = [], rand(6, 5).sigmoid(), rand(5).abs()
+    for loss in (
+        nn.HuberLoss(delta=0.3),
+        nn.BCEWithLogitsLoss(w, reduction="sum", pos_weight=w.flip(0)),
+        nn.BCEWithLogitsLoss(),
+    ):
+        leaf = X.clone().requires_grad_()
+        value = torch.compile(loss, fullgraph=True, backend="aot_eager")(leaf, y)
+        found.append([value, torch.autograd.grad(value, leaf)])
+    return found
 
 
 @as_torch(*DENSE, "leaky_relu", "leaky_relu_backward")
@@ -32,7 +47,7 @@ def test_compiled_with_several_parameters(nn, sgd):
     return found
 
 
-@as_torch(*DENSE, "tanh", "tanh_backward", "cross_entropy", "sgd_update_")
+@as_torch(*DENSE, "tanh", "tanh_backward", *CROSS_ENTROPY, "sgd_update_")
 def test_compiled_by_inductor(nn, sgd):
     net, loss_f, losses = network(nn), nn.CrossEntropyLoss(), []
     optimizer = sgd(net.parameters(), 0.1, 0.9)
@@ -43,6 +58,14 @@ def test_compiled_by_inductor(nn, sgd):
         losses[-1].backward()
         optimizer.step()
     return losses
+
+
+@as_torch(*CROSS_ENTROPY)
+def test_compiled_losses_with_options(nn, sgd):
+    loss_f, y = nn.CrossEntropyLoss(rand(5).abs(), label_smoothing=0.1, reduction="none"), CLASSES.view(2, 3)
+    compiled = torch.compile(lambda x: loss_f(x, y).square().sum(), fullgraph=True, backend="aot_eager")
+    leaf = X.reshape(2, 3, 5).mT.requires_grad_()
+    return torch.autograd.grad(compiled(leaf), leaf)
 
 
 @as_torch(*DENSE, "tanh", "tanh_backward")

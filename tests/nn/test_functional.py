@@ -2,60 +2,106 @@
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from drop_in import CLASSES, DENSE, ROWS, X, as_torch, assert_as_torch, gradients, network, outcome, rand
+from drop_in import CLASSES, CROSS_ENTROPY, DENSE, ROWS, X, as_torch, assert_as_torch, gradients, network, outcome, rand
 
 import scratchcuda
+from scratchcuda.ops import _losses
 from scratchcuda.ops._entries import elementwise
 
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "softmax")
+LOSSES = [f"{entry.name}_{of}" for entry in _losses.LOSSES.values() for of in ("value", "backward")]
+ACTIVATIONS = (*(entry.name for entry in elementwise()), "softmax")
 
 
 @pytest.mark.parametrize("entry", elementwise(), ids=lambda entry: entry.name)
 def test_elementwise_activations(entry, backend):
     """As function and module, alone and after a Linear; with other parameters, in place, and as kernels refuse it."""
-    name, kind, options = entry.name, entry.module.__name__, [{}]
+    name, kind, options = entry.variants[0].name, entry.module.__name__, [{}]
     options += [{each: parameter.default + 0.25} for each, parameter in entry.parameters.items()]
     options += [{each: least - 0.5} for each, (_, least) in entry.parameters.items() if least > -math.inf]
     options += [{"inplace": True}] * ("inplace" in entry.others)
 
+    def found(nn, given):
+        module, net = (getattr(nn, kind)(**given) for _ in range(2))
+        net = nn.Sequential(nn.Linear(5, 4).double(), net)
+        scratchcuda.nn.convert(net, fuse=True)
+        leaves = [X.clone().requires_grad_() for _ in range(3)]
+        by_position = [given[each] for each in entry.parameters if each in given]
+        by_keyword = {each: value for each, value in given.items() if not by_position}
+        outputs = [module(leaves[0] * 1), getattr(nn.functional, name)(leaves[1] * 1, *by_position, **by_keyword)]
+        outputs.append(net(leaves[2]))
+        return [repr(module), outputs, [gradients(y, x) for y, x in zip(outputs, leaves, strict=True)]]
+
     def behaviour(nn, sgd):
-        found = []
-        for given in options:
-            module, net = (getattr(nn, kind)(**given) for _ in range(2))
-            net = nn.Sequential(nn.Linear(5, 4).double(), net)
-            scratchcuda.nn.convert(net, fuse=True)
-            leaves = [X.clone().requires_grad_() for _ in range(3)]
-            by_position = [given[each] for each in entry.parameters if each in given]
-            by_keyword = {each: value for each, value in given.items() if not by_position}
-            outputs = [module(leaves[0] * 1), getattr(nn.functional, name)(leaves[1] * 1, *by_position, **by_keyword)]
-            outputs.append(net(leaves[2]))
-            found += [repr(module), outputs, [gradients(y, x) for y, x in zip(outputs, leaves, strict=True)]]
-        return found
+        return [outcome(lambda given=option | entry.variant: found(nn, given)) for option in options]
 
-    assert_as_torch(behaviour, (*DENSE, name, f"{name}_backward"), backend)
+    kernels = {*DENSE, entry.name, f"{entry.name}_backward"}
+    if entry.of_input:
+        kernels = kernels - {"dense"} | {"dense_with_preactivation"}
+    assert_as_torch(behaviour, kernels, backend)
 
 
-@as_torch(*DENSE, *ACTIVATIONS, *(f"{name}_backward" for name in ACTIVATIONS), "mse", "cross_entropy")
+@as_torch(*DENSE, *(name + end for name in ACTIVATIONS for end in ("", "_backward")), *LOSSES, *CROSS_ENTROPY)
 def test_first_and_second_derivatives(nn, sgd):
     w, b = rand(3, 5, requires_grad=True), rand(3, requires_grad=True)
-    x, f, targets = X[:3].clone().requires_grad_(), nn.functional, rand(3, 5)
+    x, f, targets = X[:3].clone().requires_grad_(), nn.functional, rand(3, 5).sigmoid()
+    weights = rand(5).abs()
     functions = {
         "linear": (lambda x, w, b: f.linear(x, w, b), (x, w, b)),
-        "relu": (f.relu, (x,)),
-        "sigmoid": (f.sigmoid, (x,)),
-        "tanh": (f.tanh, (x,)),
         "softmax": (lambda x: f.softmax(x, 0), (x,)),
-        "mse": (lambda x: f.mse_loss(x, targets), (x,)),
+        **{
+            f"{name}, {reduction}": (lambda x, of=of, name=name: getattr(f, name)(x.sigmoid(), targets, **of), (x,))
+            for reduction in ("none", "mean")
+            for name, of in (
+                ("mse_loss", {"reduction": reduction}),
+                ("l1_loss", {"reduction": reduction}),
+                ("huber_loss", {"reduction": reduction, "delta": 0.3}),
+                ("smooth_l1_loss", {"reduction": reduction, "beta": 0.3}),
+                ("binary_cross_entropy", {"reduction": reduction, "weight": weights}),
+                (
+                    "binary_cross_entropy_with_logits",
+                    {"reduction": reduction, "weight": weights, "pos_weight": weights[:1]},
+                ),
+            )
+        },
         "classes": (lambda x: f.cross_entropy(x, CLASSES[:3]), (x,)),
         "ignored": (lambda x: f.cross_entropy(x, CLASSES[:3], ignore_index=2), (x,)),
         "rows": (lambda x: f.cross_entropy(x, ROWS[:3]), (x,)),
+        **{
+            f"pixels, {how}, {len(y.shape)}": (
+                lambda x, how=how, y=y: f.cross_entropy(x.view(3, 5, 1), y, weights, label_smoothing=0.1, **how),
+                (x,),
+            )
+            for how in ({"reduction": "none"}, {"reduction": "mean"})
+            for y in (CLASSES[:3, None], ROWS[:3, :, None])
+        },
     }
+    for entry in elementwise():
+        functions[entry.name] = partial(getattr(f, entry.variants[0].name), **entry.variant), (x[:1],)
     checks = (torch.autograd.gradcheck, torch.autograd.gradgradcheck)
     return {name: [check(function, args) for check in checks] for name, (function, args) in functions.items()}
+
+
+@as_torch("binary_cross_entropy_with_logits_value", "smooth_l1_value")
+def test_second_derivatives_at_zero(nn, sgd):
+    """Of scores, as those of a layer of zeros, where |x| has a kink and the loss has none; and of a beta of 0."""
+    f, results = nn.functional, []
+    for of in (f.binary_cross_entropy_with_logits, lambda x, t: f.smooth_l1_loss(x, t, beta=0.0)):
+        x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(of(x, torch.tensor([0.0, 0.25, 1.0]).double()), x, create_graph=True)
+        results += [gradient, torch.autograd.grad(gradient.sum(), x)]
+    return results
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+def test_second_derivatives_of_an_activation_computed_along(activation):
+    """In terms of the output, and of the input, which is saved from within."""
+    tensors = [rand(2, 3, requires_grad=True), rand(2, 3, requires_grad=True), rand(2, requires_grad=True)]
+    assert torch.autograd.gradgradcheck(lambda *args: scratchcuda.nn.functional.linear(*args, activation), tensors)
 
 
 @as_torch()
@@ -74,7 +120,7 @@ def test_transforms(nn, sgd):
     return [each, jacobians[:2], jacobians[2](X[0]), tangent.clone()]
 
 
-@as_torch("cross_entropy")
+@as_torch(*CROSS_ENTROPY)
 def test_a_loss_that_is_scaled(nn, sgd):
     """Gradients of float16 that underflow unless the scale of the loss reaches them first."""
     scores = rand(400, 2000).half().requires_grad_()
@@ -90,7 +136,7 @@ def test_gradients_of_targets(nn, sgd):
     return [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
 
 
-@as_torch("dense", "tanh", "mse")
+@as_torch("dense", "tanh", "mse_value")
 def test_an_undefined_gradient(nn, sgd):
     """As of a function that has none: it stays none, for an optimizer that would decay."""
 
@@ -141,6 +187,10 @@ def test_arguments_of_other_types(nn, sgd):
     calls += [lambda value=value: f.softmax(X, value) for value in ("C", True, 1.0, torch.tensor(1.0))]
     calls += [lambda value=value: f.linear(X, w, value) for value in (True, [1.0, 2.0, 3.0])]
     calls += [lambda: f.softmax(X, 0, dtype="cpu"), lambda: f.linear(X, w.tolist())]
+    calls += [
+        lambda: f.huber_loss(X, ROWS, size_average=None),
+        lambda: f.mse_loss(X, ROWS, None, None, "sum", None, None),
+    ]
     calls += [lambda: f.mse_loss(X, ROWS.tolist()), lambda: nn.CrossEntropyLoss(ignore_index=None)(X, CLASSES)]
     for call in calls:
         try:
@@ -224,7 +274,8 @@ def test_parameters_of_an_activation_come_as_any_sequence(nn, sgd):
 
 
 @as_torch()
-def test_arguments_given_twice(nn, sgd):
+def test_arguments_that_the_kernels_do_not_take(nn, sgd):
     f = nn.functional
-    calls = [lambda: f.relu(X, True, inplace=False), lambda: f.leaky_relu(X, 0.1, negative_slope=0.2)]
+    calls = [lambda: f.elu(0 * X, -math.inf)]  # which is 0, and no product with infinity
+    calls += [lambda: f.relu(X, True, inplace=False), lambda: f.leaky_relu(X, 0.1, negative_slope=0.2)]
     return [outcome(call) for call in (*calls, lambda: f.tanh(X, inplace=False), lambda: f.relu(X, False, False))]

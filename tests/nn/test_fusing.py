@@ -22,7 +22,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
-        self.act, self.soft, self.gelu, self.norm = nn.Tanh(), nn.Softmax(-1), nn.GELU(), nn.BatchNorm1d(6)
+        self.act, self.soft, self.mish, self.norm = nn.Tanh(), nn.Softmax(-1), nn.Mish(), nn.BatchNorm1d(6)
         self.layers = nn.ModuleList([self.first, self.second])
         self.which = self.count = 0
         self.nothing = None
@@ -88,7 +88,7 @@ def in_a_loop(self, x):
 def twice(self, x):
     order = iter([self.norm, self.third])
     x = next(order)(next(order)(x))
-    return self.act(self.first(self.gelu(self.first(x)))) + self.gelu(self.second(x))
+    return self.act(self.first(self.mish(self.first(x)))) + self.mish(self.second(x))
 
 
 def on_a_route(self, x):
@@ -186,9 +186,9 @@ def by_keyword(self, x):
 
 def read_by_the_call(self, x):
     h = self.first(x)
-    h = (self.act, self.gelu)[h.dim() - 2 if self.training else h.ndim](h)
+    h = (self.act, self.mish)[h.dim() - 2 if self.training else h.ndim](h)
     h = self.second(h)
-    return (self.gelu, self.act)[h.ndim - 1](h)
+    return (self.mish, self.act)[h.ndim - 1](h)
 
 
 #: Of each the Linears that it lets compute an activation.
@@ -310,17 +310,17 @@ def test_what_a_filter_refuses_is_left():
     done = convert(net, lambda module, name: name != "2", fuse=True)
     assert done.left == {
         "2": "refused by the filter",
-        "1": "not fused: its ReLU is torch's",
+        "1": "not fused: its ReLU is not converted",
     }
 
 
 def test_what_a_call_does_not_show_is_left():
-    net = nn.ModuleDict({"net": Net(), "other": Net(), "seq": nn.Sequential(nn.Linear(6, 6), nn.GELU())})
+    net = nn.ModuleDict({"net": Net(), "other": Net(), "seq": nn.Sequential(nn.Linear(6, 6), nn.Mish())})
     net.forward = lambda x, other: net["net"](net["seq"](x))
     done = convert(net, fuse=True, inputs={"x": X.float(), "other": None})
     assert [type(net[name]) is Net for name in ("net", "other")] == [False, True]
     assert done.left["other.first"] == "not fused: not called with these inputs"
-    assert done.left["seq.0"] == "not fused: GELU is no activation of ours"
+    assert done.left["seq.0"] == "not fused: Mish is no activation of ours"
     assert done.left["net.third"] == "not fused: no activation module is given what it returns"
     assert convert(READ_AFTER(), fuse=True, inputs=X.float()).left["first"].startswith("not fused: no forward shows")
 
@@ -404,7 +404,7 @@ def test_what_users_do_with_classes():
     derived = type(counted)
     counted.__class__ = type("Derived", (derived,), {})
     assert Counting.counted == before + 1
-    assert revert(counted).left == {"": "is a Derived, derived from what fuses"}
+    assert revert(counted).left == {"": "is a Derived, derived from a class that convert made"}
     static = type("Static", (Net,), {"forward": staticmethod(lambda x: torch.tanh(torch.relu(x)))})()
     assert convert(static, fuse=True, inputs=X.float()).fused == {}
 
@@ -438,3 +438,11 @@ def test_a_function_that_is_changed_itself_is_followed(monkeypatch):
     convert(net, fuse=True, inputs=X.float())
     monkeypatch.setattr(Net.forward, "__code__", by_functions.__code__)  # as what reloads a source does
     same(net(X.float()), by_functions(net, X.float()))
+
+
+@pytest.mark.backends("tensor")
+def test_more_classes_are_compiled_than_torch_keeps_of_one_forward():
+    for _ in range(torch._dynamo.config.recompile_limit + 1):
+        net = type("Mine", (Net,), {"forward": by_functions})()
+        convert(net, fuse=True, inputs=X.float())
+        torch.compile(net, backend="eager", fullgraph=True)(X.float())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from drop_in import (
     CLASSES,
+    CROSS_ENTROPY,
     DENSE,
     ROWS,
     X,
@@ -21,6 +22,8 @@ from drop_in import (
 )
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import checkpoint
+
+import scratchcuda
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYERS = {
@@ -59,12 +62,39 @@ def test_layers(name, dtype, backend):
 
 
 SOME = torch.tensor([0, -100, 1, 4, -100, 0])
+MSE = {"mse_value", "mse_backward"}
+W = rand(5).abs() + 0.5
+#: Module, options, input, target, and the loss of which the kernels have to run value and gradient, if any.
 LOSSES = {
-    "mse": ("MSELoss", {}, X, rand(6, 5), "mse"),
-    "mse, sum": ("MSELoss", {"reduction": "sum"}, X, rand(6, 5), None),
-    "mse, none": ("MSELoss", {"reduction": "none"}, X, rand(6, 5), None),
+    **{
+        f"{op}, {reduction}": (module, {"reduction": reduction, **options}, x, ROWS, op)
+        for module, options, x, op in (
+            ("MSELoss", {}, X, "mse"),
+            ("L1Loss", {}, X, "l1"),
+            ("HuberLoss", {"delta": 0.75}, X, "huber"),
+            ("SmoothL1Loss", {"beta": 0.75}, X, "smooth_l1"),
+            ("BCELoss", {"weight": W}, X.sigmoid(), "binary_cross_entropy"),
+            ("BCEWithLogitsLoss", {"weight": W, "pos_weight": W.flip(0)}, X, "binary_cross_entropy_with_logits"),
+        )
+        for reduction in ("mean", "sum", "none")
+    },
     "mse of a scalar": ("MSELoss", {}, rand(), rand(), "mse"),
+    "l1 of a scalar": ("L1Loss", {"reduction": "none"}, rand(), rand(), "l1"),
     "mse of strides": ("MSELoss", {}, X, rand(5, 6).T, "mse"),
+    "huber of strides": ("HuberLoss", {"reduction": "none"}, rand(5, 6).T, X, "huber"),
+    "mse of nothing": ("MSELoss", {}, X[:0], X[:0], "mse"),
+    "l1 of nothing": ("L1Loss", {"reduction": "sum"}, X[:0], X[:0], "l1"),
+    "l1 at its kink": ("L1Loss", {"reduction": "none"}, X, X, "l1"),
+    "huber, whole": ("HuberLoss", {"delta": 1}, X, ROWS, "huber"),
+    "smooth l1 of no beta": ("SmoothL1Loss", {"beta": 0.0, "reduction": "sum"}, X, ROWS, "smooth_l1"),
+    "probability": ("BCELoss", {}, ROWS, ROWS.flip(0), "binary_cross_entropy"),
+    "probability, weights by row": ("BCELoss", {"weight": W[:1].expand(6, 1)}, ROWS, ROWS, "binary_cross_entropy"),
+    "scores": ("BCEWithLogitsLoss", {}, 40 * X, (X > 0).double(), "binary_cross_entropy_with_logits"),
+    "scores, weights": ("BCEWithLogitsLoss", {"weight": W}, X, ROWS, "binary_cross_entropy_with_logits"),
+    "scores, positive": ("BCEWithLogitsLoss", {"pos_weight": W}, X, ROWS, "binary_cross_entropy_with_logits"),
+    "scores, wrong weights": ("BCEWithLogitsLoss", {"pos_weight": W[:4]}, X, ROWS, None),
+    "huber of no delta": ("HuberLoss", {"delta": 0.0}, X, ROWS, None),
+    "no reduction": ("L1Loss", {"reduction": "max"}, X, ROWS, None),
     "classes": ("CrossEntropyLoss", {}, X, CLASSES, "cross_entropy"),
     "classes, some ignored": ("CrossEntropyLoss", {}, X, SOME, "cross_entropy"),
     "classes, one ignored": ("CrossEntropyLoss", {"ignore_index": 0}, X, CLASSES, "cross_entropy"),
@@ -72,11 +102,28 @@ LOSSES = {
     "no classes": ("CrossEntropyLoss", {}, X[:0], CLASSES[:0], "cross_entropy"),
     "probabilities": ("CrossEntropyLoss", {}, X, ROWS, "cross_entropy"),
     "probabilities of no class": ("CrossEntropyLoss", {}, X[:, :0], ROWS[:, :0], None),
-    "classes, weights": ("CrossEntropyLoss", {"weight": rand(5).abs()}, X, CLASSES, None),
-    "classes, smoothed": ("CrossEntropyLoss", {"label_smoothing": 0.1}, X, CLASSES, None),
-    "classes, sum": ("CrossEntropyLoss", {"reduction": "sum"}, X, CLASSES, None),
-    "class of one row": ("CrossEntropyLoss", {}, X[0], CLASSES[0], None),
-    "classes of pixels": ("CrossEntropyLoss", {}, rand(2, 5, 3), CLASSES.view(2, 3), None),
+    **{
+        f"{what}, {reduction}, {options}": ("CrossEntropyLoss", {"reduction": reduction} | given, x, y, "cross_entropy")
+        for reduction, options, given in (
+            ("sum", "plain", {}),
+            ("none", "plain", {}),
+            ("mean", "weights", {"weight": W.abs()}),
+            ("mean", "smoothed", {"label_smoothing": 0.1}),
+            ("none", "smoothed, weights", {"label_smoothing": 0.1, "weight": W.abs()}),
+            ("sum", "smoothed whole", {"label_smoothing": 1}),
+        )
+        for what, x, y in (
+            ("classes", X, SOME),
+            ("class of one row", X[0], CLASSES[0]),
+            ("classes of pixels", rand(2, 5, 3), SOME.view(2, 3)),
+            ("probabilities", X, ROWS),
+            ("probabilities of pixels", rand(2, 5, 3, 2), rand(2, 5, 3, 2).softmax(1)),
+        )
+    },
+    "classes, wrong weights": ("CrossEntropyLoss", {"weight": W[:4]}, X, CLASSES, None),
+    "classes, smoothed too much": ("CrossEntropyLoss", {"label_smoothing": 1.5}, X, CLASSES, None),
+    "probabilities, ignored": ("CrossEntropyLoss", {"ignore_index": 1}, X, ROWS, None),
+    "classes of uint8": ("CrossEntropyLoss", {}, X, CLASSES.byte(), None),
     "classes of int32": ("CrossEntropyLoss", {}, X, CLASSES.int(), None),
 }
 
@@ -86,7 +133,7 @@ LOSSES = {
 def test_losses(name, dtype, backend):
     module, options, x, target, op = LOSSES[name]
     y = target.to(X.device, dtype if target.is_floating_point() else target.dtype)
-    options = {key: value.to(y.device, dtype) if key == "weight" else value for key, value in options.items()}
+    options = {key: v.to(y.device, dtype) if isinstance(v, torch.Tensor) else v for key, v in options.items()}
 
     def behaviour(nn, sgd):
         leaf = x.to(X.device, dtype, copy=True).requires_grad_()
@@ -94,7 +141,8 @@ def test_losses(name, dtype, backend):
         value = loss(leaf, y)
         return [repr(loss), value, torch.autograd.grad(3 * value.sum(), leaf)]
 
-    assert_as_torch(lambda *sides: outcome(lambda: behaviour(*sides)), {op} - {None}, backend)
+    kernels = {f"{op}_value", f"{op}_backward"} if op else set()
+    assert_as_torch(lambda *sides: outcome(lambda: behaviour(*sides)), kernels, backend)
 
 
 @as_torch(*DENSE, "tanh", "tanh_backward")
@@ -124,7 +172,7 @@ def test_only_the_gradients_that_are_needed(nn, sgd):
     return [*results, torch.autograd.grad(frozen(leaf).sum(), leaf)]
 
 
-@as_torch(*DENSE, "relu", "relu_backward", "softmax", "softmax_backward", "mse", "cross_entropy")
+@as_torch(*DENSE, "relu", "relu_backward", "softmax", "softmax_backward", *MSE, *CROSS_ENTROPY)
 def test_autocast(nn, sgd):
     results = []
     for dtype in (torch.bfloat16, torch.float16):
@@ -214,7 +262,15 @@ def test_saved_tensors(nn, sgd):
     return [sorted(sizes), gradients(y, *module.parameters())]
 
 
-@as_torch(*DENSE, "mse", "cross_entropy", "sigmoid", "sigmoid_backward")
+@pytest.mark.backends("emulator", "kernels")
+def test_a_loss_keeps_its_arguments_alone():
+    kept, leaf, y = [], X.clone().requires_grad_(), ROWS.to(X.device)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        scratchcuda.nn.CrossEntropyLoss(label_smoothing=0.1)(leaf, y).backward()
+    assert kept == [leaf.data_ptr(), y.data_ptr()]
+
+
+@as_torch(*DENSE, *MSE, *CROSS_ENTROPY, "sigmoid", "sigmoid_backward")
 def test_expanded_gradients(nn, sgd):
     net = network(nn, "Sigmoid")
     loss = net(X).sum() + nn.MSELoss()(net(X), rand(6, 3)).expand(3).sum()

@@ -82,7 +82,7 @@ def test_schedulers(nn, sgd):
     return results
 
 
-@as_torch(*DENSE, "tanh", "tanh_backward", "mse", "sgd_update_")
+@as_torch(*DENSE, "tanh", "tanh_backward", "mse_value", "mse_backward", "sgd_update_")
 def test_scaled_gradients(nn, sgd):
     """By GradScaler: of float16, with a step that is left out because of an infinite gradient."""
     net, results = network(nn).float(), []
