@@ -26,7 +26,7 @@ from scratchcuda.engine import training as training
 from scratchcuda.engine.activations import *
 from scratchcuda.engine.layers import Dense, InputLayer
 from scratchcuda.engine.linear_regression import SimpleLinearRegression
-from scratchcuda.engine.losses import MSE, CrossEntropy, Losses
+from scratchcuda.engine.losses import *
 from scratchcuda.engine.model import Model
 from scratchcuda.engine.training import History
 from scratchcuda.ops._backend import use_backend
@@ -43,14 +43,11 @@ for _file in (activations, exchange, layers, linear_regression, losses, model, n
 
 # No modules: "import *" must leave a user's own nn and optim as they are.
 __all__ = [
-    "MSE",
-    "CrossEntropy",
     "Dense",
     "History",
     "InputLayer",
-    "Losses",
     "Model",
     "SimpleLinearRegression",
     "use_backend",
 ]
-__all__ += activations.__all__
+__all__ += [*activations.__all__, *losses.__all__]

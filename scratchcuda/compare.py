@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scratchcuda.conditions import device_name
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.linear_regression import SimpleLinearRegression
-from scratchcuda.engine.losses import MSE, CrossEntropy
+from scratchcuda.engine.losses import KINDS
 from scratchcuda.engine.model import Model
 from scratchcuda.engine.training import History
 from scratchcuda.metrics import mape
@@ -44,7 +44,7 @@ class Workload:
     title: str
     data: Callable[[int], Arrays]
     modules: Callable[[], list[nn.Module]]
-    loss: Callable[[], nn.Module]
+    loss: type[nn.Module]
     epochs: int
     lr: float
     batch_size: int
@@ -292,7 +292,7 @@ class Pair:
             self.net = nn.Sequential(*workload.modules()).to(device, dtype)
         self.start = [p.detach().clone() for p in self.net.parameters()]
         self.loss_f = workload.loss()
-        self.classifies = workload.loss is nn.CrossEntropyLoss
+        self.classifies = KINDS[workload.loss].takes_classes
         arrays = (torch.as_tensor(array, device=device) for array in workload.data(seed))
         tensors = [array.to(dtype) if array.is_floating_point() else array for array in arrays]
         self.x, self.y, self.x_valid, self.y_valid = tensors
@@ -300,7 +300,7 @@ class Pair:
         if len(self.start) == 2 and self.start[0].numel() == 1:  # one weight and one bias
             self.scratch = SimpleLinearRegression(device, dtype)
         else:
-            self.scratch = Model.from_torch(self.net, CrossEntropy() if self.classifies else MSE())
+            self.scratch = Model.from_torch(self.net, KINDS[workload.loss]())
         self.reset()
 
     def reset(self) -> None:

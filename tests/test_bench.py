@@ -63,7 +63,7 @@ def test_dry_run(tmp_path, usual_path):
     assert measured == {name for name in _registry.OPS if not name.endswith("_step_")}  # whose kernels others have
     bars = {bar["bar"]: bar["reached"] for bar in result["bars"]}
     assert bars.pop(f"mlp float64 fit: times as fast as {GRAPH}") is None  # not measured
-    assert len(bars) == len(operations.OPERATIONS) + 6 + 1  # products in two dtypes, and a fit
+    assert len(bars) == len(operations.OPERATIONS) + 7 + 1  # products in two dtypes, and a fit
     assert set(bars.values()) == {False}
     labels["mlp float64 fit"]["peers"][SCRATCH]["difference"] = None  # of a training that diverges
     file.write_text(json.dumps(result))

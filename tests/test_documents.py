@@ -83,7 +83,7 @@ def test_networks_of_any_size_learn_as_torch(sizes, activation):
     assert theirs.train[-1] < 0.99 * theirs.train[0]
 
 
-@pytest.mark.parametrize(("sizes", "activation"), [((3,), "relu"), ((3, 0), "relu"), ((3, 3), "gelu")])
+@pytest.mark.parametrize(("sizes", "activation"), [((3,), "relu"), ((3, 0), "relu"), ((3, 3), "mish")])
 def test_networks_that_there_are_not(sizes, activation):
     with pytest.raises(ValueError, match="expected"):
         network(sizes, activation)

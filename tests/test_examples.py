@@ -21,8 +21,8 @@ def outputs(notebook):
     ]
 
 
-def test_there_are_two():
-    assert len(notebooks.NOTEBOOKS) == 2
+def test_there_are_three():
+    assert len(notebooks.NOTEBOOKS) == 3
 
 
 @pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu_check
@@ -76,15 +77,33 @@ def test_without_a_gpu_or_without_torch_it_says_so(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "last", "workers", "passed", "text"),
-    [(90, 99, 0, None, "; no time"), (90, 99, 2, None, "; no time"), (20, -99, 0, False, "; took too long")],
+    ("last", "workers", "passed", "text"),
+    [(99, 0, None, "; no time"), (99, 2, None, "; no time"), (-99, 0, False, "; took too long")],
 )
-def test_a_part_tells_what_it_has_found_in_its_time(seconds, last, workers, passed, text, tmp_path, monkeypatch):
+def test_a_part_tells_what_it_has_found_in_its_time(last, workers, passed, text, tmp_path, monkeypatch):
     """Whether it ends by itself, as its time is over when the first test has ended, or has to be stopped."""
     check = gpu_check.Check(tmp_path / "out", dry=True, select="", only="")
-    lines = (f"def test_{i}(): import time; time.sleep({60 * (last < 0) * i})" for i in range(9))
-    (tmp_path / "test_it.py").write_text("\n".join(lines))
-    monkeypatch.setattr(gpu_check.Check, "seconds", lambda self, most=0: seconds)
+    (tmp_path / "test_it.py").write_text(
+        f"""import pathlib, time, pytest
+@pytest.mark.parametrize("i", range(9))
+def test(i):
+    if i and {last < 0}:
+        pathlib.Path({str(tmp_path / "second")!r}).touch()
+        time.sleep(60)"""
+    )
+    asked = []
+
+    def seconds(self, most=0):
+        """The second time it is asked, by what stops pytest, the first test has ended."""
+        asked.append(most)
+        if last > 0 or len(asked) == 1:
+            return 90
+        end = time.monotonic() + 90
+        while not (tmp_path / "second").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return 1
+
+    monkeypatch.setattr(gpu_check.Check, "seconds", seconds)
     monkeypatch.setattr(gpu_check, "LAST_SECONDS", last)
     options = f"--confcutdir={tmp_path}", "-p", "tests.conftest"
     found = check.pytest(str(tmp_path / "test_it.py"), *options, workers=workers)

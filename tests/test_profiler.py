@@ -14,7 +14,19 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 import scratchcuda
-from scratchcuda import CrossEntropy, Dense, InputLayer, Model, ReLU, SimpleLinearRegression, Softmax, Tanh, _ranges
+from scratchcuda import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Dense,
+    InputLayer,
+    Model,
+    ReLU,
+    Sigmoid,
+    SimpleLinearRegression,
+    Softmax,
+    Tanh,
+    _ranges,
+)
 from scratchcuda.profiler import ceilings, kernels, measure, profile, race
 from scratchcuda.profiler.clocks import HostClock, clock_of, nothing
 from scratchcuda.profiler.costs import Cost
@@ -401,9 +413,16 @@ def test_sparse_tensors_are_left_out_and_named(clock):
     assert "sparse" in found.notices[0]
 
 
-def test_classes_by_a_last_softmax(clock):
-    model, y = mlp(Dense(3, Softmax())), torch.arange(20) % 3
-    model.loss_f = CrossEntropy(probabilities=True)
+@pytest.mark.parametrize(
+    ("last", "loss_f"),
+    [
+        (Dense(3, Softmax()), CrossEntropy(probabilities=True, class_weights=[1, 2, 3])),
+        (Dense(1, Sigmoid()), BinaryCrossEntropy()),
+    ],
+)
+def test_classes_by_a_last_activation(last, loss_f, clock):
+    model, y = mlp(last), torch.arange(20) % last.units
+    model.loss_f = loss_f
     found = profile(model, X, y, compile=False, clock=clock, limits=LIMITS, samples=3)
     assert found.steps["this"].ratio
 

@@ -13,27 +13,35 @@ from torch.nn import functional
 
 from scratchcuda import ops
 from scratchcuda.ops._entries import elementwise
+from scratchcuda.ops._losses import LOSSES, Loss
 from scratchcuda.ops._registry import twins
 from scratchcuda.profiler import costs
 from scratchcuda.profiler.ceilings import Ceilings
 from scratchcuda.profiler.clocks import Clock, quartiles
 from scratchcuda.profiler.turns import fastest, ratio, rotated
 
-# So large that an update left out would show; MEAN is a reduction of torch's losses.
-LR, MOMENTUM, MEAN = 0.5, 0.9, 1
+# So large that an update left out would show.
+LR, MOMENTUM = 0.5, 0.9
 
 #: Largest relative difference, ||got - torch's|| / ||torch's||: of some thousand roundings of both signs. In bfloat16
 #: torch rounds log-probabilities of about -10 to multiples of 1/16 before it takes their exponentials.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 4e-2}
 
-#: By dimensions: n elements; m rows of c; products of x (m, k) and w (k, n). The last is measured in all dtypes.
+#: By dimensions: n elements; m rows of c; m images of c classes and d pixels; products of x (m, k) and w (k, n). The
+#: last is measured in all dtypes.
 SIZES: dict[str, list[tuple[int, ...]]] = {
     "n": [(1 << 12,), (1 << 16,), (1 << 20,), (1 << 24,), (1 << 27,)],
     "mc": [(65536, 10), (8192, 1024), (1024, 32768)],
+    "mcd": [(16, 21, 65536)],
     "mkn": [(64, 64, 64), (333, 32, 32), (65536, 64, 10), (64, 1024, 1024), (512, 1024, 1024), (4096, 4096, 4096)],
 }
 #: Less than 8 elements: of more in bfloat16 torch's fused SGD leaves some out on the CPU (pytorch issue 191763).
-DRY_SIZES: dict[str, list[tuple[int, ...]]] = {"n": [(3,), (7,)], "mc": [(6, 10)], "mkn": [(9, 8, 5)]}
+DRY_SIZES: dict[str, list[tuple[int, ...]]] = {
+    "n": [(3,), (7,)],
+    "mc": [(6, 10)],
+    "mcd": [(2, 3, 5)],
+    "mkn": [(9, 8, 5)],
+}
 
 OURS, TORCH, ADDMM, COMPILED = "scratchcuda", "torch", "torch.addmm", "torch.compile"
 
@@ -48,8 +56,8 @@ class Operation:
     Attributes:
         op: its name.
         dims: of its shape, a key of :data:`SIZES`.
-        arguments: its tensors, each named by its dimensions; i is class indices (m,), o an order of all rows (m,), p
-            probabilities (m, c).
+        arguments: its tensors, each named by its dimensions; i is class indices (m,) or (m, d), o an order of all rows
+            (m,), p probabilities as scores, u such (n,), s a scalar ().
         options: its further arguments.
         ours, torchs: functions of the tensors that return what they have made or written; None is the op itself, and
             its twin, which is made of torch's functions.
@@ -68,7 +76,8 @@ class Operation:
 
     def sizes(self, tensor: str, shape: tuple[int, ...]) -> list[int]:
         of = dict(zip(self.dims, shape, strict=True))
-        return [of[dim] for dim in {"i": "m", "o": "m", "p": "mc"}.get(tensor, tensor)]
+        named = {"i": self.dims.replace("c", ""), "o": "m", "p": self.dims, "u": "n", "s": ""}
+        return [of[dim] for dim in named.get(tensor, tensor)]
 
     def make(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
         """Random arguments."""
@@ -81,7 +90,7 @@ class Operation:
                 made.append(torch.randperm(*sizes, device=device))
             else:
                 values = torch.randn(sizes, dtype=dtype, device=device)
-                made.append(values.softmax(1) if tensor == "p" else values)
+                made.append(values.softmax(1) if tensor == "p" else values.sigmoid() if tensor == "u" else values)
         return made
 
     def ways(self) -> dict[str, Callable[..., Any]]:
@@ -97,9 +106,25 @@ class Operation:
         )
 
 
-def torch_mse(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    loss = functional.mse_loss(p, t)
-    return loss, torch.ops.aten.mse_loss_backward(torch.ones_like(loss), p, t, MEAN)
+def torch_cross_entropy(
+    z: Tensor, t: Tensor, c: Tensor | None = None, label_smoothing: float = 0
+) -> tuple[Tensor, ...]:
+    leaf = z.detach().requires_grad_()
+    loss = functional.cross_entropy(leaf, t, c, label_smoothing=label_smoothing)
+    return loss.detach(), *torch.autograd.grad(loss, leaf)
+
+
+def cross_entropy_given(z: Tensor, t: Tensor, c: Tensor) -> dict[str, Any]:
+    return {"scores": z, "y_true": t, "class_weights": c}
+
+
+def weighted_cross_entropy(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    return ops.cross_entropy(**cross_entropy_given(*tensors))
+
+
+def torch_cross_entropy_backward(grad: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    leaf = z.detach().requires_grad_()
+    return torch.autograd.grad(functional.cross_entropy(leaf, t), leaf, grad)[0]
 
 
 def sgd_given(p: Tensor, g: Tensor, *m: Tensor) -> dict[str, Any]:
@@ -147,24 +172,48 @@ def torch_take(x: Tensor, y: Tensor, order: Tensor, x_batch: Tensor, y_batch: Te
     return torch.index_select(x, 0, order, out=x_batch), torch.index_select(y, 0, order, out=y_batch)
 
 
+def loss_rows(entry: Loss) -> dict[str, Operation]:
+    """Of the ops of a loss but its step."""
+    pair = "u u" if entry.of_probabilities else "n u" if entry.weights else "n n"
+    rows = {f"{entry.name}_value": pair, f"{entry.name}_backward": f"s {pair}"}
+    if entry.compare:
+        rows[entry.name] = pair
+    return {name: Operation(name, "n", arguments) for name, arguments in rows.items()}
+
+
 ACTIVATIONS = [entry.name for entry in elementwise()]
 NONE, RELU = {"activation": "none"}, {"activation": "relu"}
+torch_smoothed = partial(torch_cross_entropy, label_smoothing=0.1)
+SMOOTHED = {"label_smoothing": 0.1}
 OPERATIONS = {
     "dense none": Operation("dense", "mkn", "mk kn n", NONE, torchs=lambda x, w, b: b.addmm(x, w), torchs_name=ADDMM),
     "dense relu": Operation("dense", "mkn", "mk kn n", RELU),
+    "dense_with_preactivation silu": Operation("dense_with_preactivation", "mkn", "mk kn n", {"activation": "silu"}),
     "dense_backward_input": Operation("dense_backward_input", "mkn", "mn kn"),
     "dense_backward_input relu": Operation("dense_backward_input", "mkn", "mn kn mk", RELU),
     "dense_backward_weights": Operation("dense_backward_weights", "mkn", "mn mk"),
     "dense_update_": Operation("dense_update_", "mkn", "mn mk kn n", {"lr": LR}, update, torch_update),
     **{name: Operation(name, "n", "n") for name in ACTIVATIONS},
     **{f"{name}_backward": Operation(f"{name}_backward", "n", "n n") for name in ACTIVATIONS},
-    "mse": Operation("mse", "n", "n n", torchs=torch_mse),
+    **{name: row for entry in LOSSES.values() for name, row in loss_rows(entry).items()},
     "sgd_update_": Operation("sgd_update_", "n", "n n", {}, sgd, torch_sgd, sgd_given),
     "sgd_update_ momentum": Operation("sgd_update_", "n", "n n n", {}, sgd, torch_sgd, sgd_given),
     "softmax": Operation("softmax", "mc", "mc"),
     "softmax_backward": Operation("softmax_backward", "mc", "mc mc"),
-    "cross_entropy classes": Operation("cross_entropy", "mc", "mc i"),
-    "cross_entropy rows": Operation("cross_entropy", "mc", "mc p"),
+    "cross_entropy classes": Operation("cross_entropy", "mc", "mc i", torchs=torch_cross_entropy),
+    "cross_entropy rows": Operation("cross_entropy", "mc", "mc p", torchs=torch_cross_entropy),
+    "cross_entropy weighted": Operation(
+        "cross_entropy", "mc", "mc i c", {}, weighted_cross_entropy, torch_cross_entropy, cross_entropy_given
+    ),
+    "cross_entropy smoothed": Operation("cross_entropy", "mc", "mc i", SMOOTHED, torchs=torch_smoothed),
+    **{
+        f"{op} {what}": Operation(op, dims, arguments, torchs=torchs)
+        for what, dims in (("classes", "mc"), ("pixels", "mcd"))
+        for op, arguments, torchs in (
+            ("cross_entropy_value", f"{dims} i", functional.cross_entropy),
+            ("cross_entropy_backward", f"s {dims} i", torch_cross_entropy_backward),
+        )
+    },
     "take_batch_": Operation("take_batch_", "mc", "mc o o mc o", {}, take, torch_take, take_given),
 }
 

@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ def jax(pair: Pair, work: Workload, validate: bool, whole: bool = True) -> Runne
     """JAX: one jit of the whole fit, a scan over epochs of a scan over batches, or of a step, called in a loop."""
     if importlib.util.find_spec("jax") is None:
         raise NotImplementedError("not installed")
+    _check_loss(work)
     import jax
     from jax import numpy as jnp
 
@@ -94,9 +96,14 @@ def jax(pair: Pair, work: Workload, validate: bool, whole: bool = True) -> Runne
         return torch.as_tensor(np.array(array.astype("float32") if array.dtype == jnp.bfloat16 else array))
 
     def function_of(module: nn.Module) -> Callable[..., Any]:
-        entry = MODULES[type(module)]
-        function = getattr(jax.nn, entry.name)  # of the name and the arguments of torch's
-        return lambda z: function(z, *entry.values_of("module", module))
+        name, parameters = MODULES[type(module)].checked("module", module)
+        function = others.get(name) or getattr(jax.nn, name)  # of the name and the arguments of torch's
+        return lambda z: function(z, *parameters)
+
+    def softplus(z: Any, beta: float, threshold: float) -> Any:
+        return jnp.where(beta * z > threshold, z, jax.nn.softplus(beta * z) / beta)
+
+    others = {"gelu": partial(jax.nn.gelu, approximate=False), "gelu_tanh": jax.nn.gelu, "softplus": softplus}
 
     functions = [None if isinstance(module, nn.Linear) else function_of(module) for module in pair.net]
     x, y, *valid_data = (as_jax(data) for data in (pair.x, pair.y, pair.x_valid, pair.y_valid))
@@ -167,6 +174,7 @@ def scikit_learn(pair: Pair, work: Workload, validate: bool) -> Runner:
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from threadpoolctl import threadpool_limits
 
+    _check_loss(work)
     names = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "logistic"}
     linears = [module for module in pair.net if isinstance(module, nn.Linear)]
     hidden = {names.get(type(module)) for module in pair.net if not isinstance(module, nn.Linear)}
@@ -223,6 +231,11 @@ def scikit_learn(pair: Pair, work: Workload, validate: bool) -> Runner:
         return [torch.as_tensor(array) for w, b in found for array in (w.T, b)]
 
     return Runner(run, parameters)
+
+
+def _check_loss(work: Workload) -> None:
+    if work.loss not in (nn.MSELoss, nn.CrossEntropyLoss):
+        raise NotImplementedError("written here for the squared error and cross-entropy alone")
 
 
 def jax_steps(pair: Pair, work: Workload, validate: bool) -> Runner:

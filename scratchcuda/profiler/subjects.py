@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from scratchcuda import _ranges
-from scratchcuda.engine._patching import original
+from scratchcuda.engine.exchange import training_of
 from scratchcuda.engine.linear_regression import SimpleLinearRegression
-from scratchcuda.engine.losses import MSE, CrossEntropy
 from scratchcuda.engine.model import Model
 from scratchcuda.profiler import costs
 from scratchcuda.profiler.clocks import nothing
@@ -253,14 +252,9 @@ def peers_of(
         loss: nn.Module = nn.MSELoss()
         x, y = x.unsqueeze(-1), y.unsqueeze(-1)
     else:
-        net, kind = model.to_torch(), original(model.loss_f)
-        if kind not in (MSE, CrossEntropy):
-            raise TypeError(f"loss_f is {model.loss_f!r}, which torch.nn has no module for")
-        loss = nn.MSELoss() if kind is MSE else nn.CrossEntropyLoss()
-        if isinstance(model.loss_f, CrossEntropy) and model.loss_f.probabilities:
-            if not isinstance(net[-1], nn.Softmax):
-                raise TypeError("loss_f takes probabilities that no last Softmax makes; torch.nn's takes scores")
-            net = net[:-1]
+        net, loss = training_of(model.to_torch(), model.loss_f)
+        loss.to(x)
+        y = model.loss_f.as_targets("y", y, (len(x), model.n_out), x)
     return torch_subjects(net.to(x.device), (x,), y, loss, partial(torch.optim.SGD, lr=lr), compile)
 
 
