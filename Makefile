@@ -70,7 +70,7 @@ $(CUDA_VENV)/.ready: constraints.txt
 
 # Watching is slow, so races are looked for in one dtype of 4 bytes and one of 2.
 RACES := (float32 and (layouts or shared_out or (rows and (softmax or activations or batch)))) or (float16 and layouts and small) \
-  or losses_bits or entropy_bits or (sgd and rows and nesterov)
+  or losses_bits or entropy_bits or (rows and (nesterov or (adam and amsgrad)))
 
 sanitize: $(READY)
 	variables=$$($(BIN)/python -W ignore -m scratchcuda._build.emulator address) && env $$variables \

@@ -105,6 +105,7 @@ PREDICTIONS = [
             "tanh_backward",
             "mse",
             "sgd_update_",
+            "adam_update_",
         )
     ),
 ]

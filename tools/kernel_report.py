@@ -111,6 +111,7 @@ def short(kernels: Iterable[str]) -> list[str]:
         r"(cross_entropy_rows<.*), false", r"\1", re.sub(r"(cross_entropy_rows<.*), true", r"\1, weighted", text)
     )
     text = re.sub(r"StoreOutput<\w+, false>", "store", re.sub(r"StoreOutput<\w+, true>", "store of input", text))
+    text = re.sub(r"update_tensors<Table<(\w+)Update", r"\1_update", text)
     text = re.sub(r"TakeGradient<\w+>", "gradient", text)
     return [re.sub(r"[<>, ]+", " ", line).strip().lower() for line in text.splitlines()]
 
@@ -169,6 +170,7 @@ def launches() -> dict[str, tuple[int, int]]:
             ops.dense_with_preactivation(x, x, x[0], "gelu")
             ops.dense_backward_weights(x, x)
         ops.dense_backward_weights(many, many)  # enough rows to be split
+        ops.dropout(x, x)
         for name in re.findall(r'name = "(\w+)"', (KERNELS / "activations.cuh").read_text()):
             getattr(ops, f"{name}_backward")(x, getattr(ops, name)(x))
         for columns in (100, 300, 3000, 9000):  # one for each way to keep a row
@@ -189,6 +191,8 @@ def launches() -> dict[str, tuple[int, int]]:
     vector, matrix, other = torch.zeros(66), torch.zeros(2, 2, 2), torch.zeros(2, 1, 2).expand(2, 2, 2)
     for params, grads in ((vector[:1], vector[1:2]), (vector[:33], vector[33:]), ([matrix], [other])):
         ops.sgd_update_([*params], [*grads], [], 0.1, 0.0, 0.0, 0.0, False, False, False)
+        state = [[p.clone() for p in params] for _ in range(2)]
+        ops.adam_update_([*params], [*grads], *state, [], 0.1, 0.9, 0.9, 1.0, 0.0, False, False, False, 1)
     ops.take_batch_(x, x, torch.zeros(1).long(), torch.zeros(()).long(), 1, x.clone(), x.clone())
     found = _emulator.launches()
     _emulator.record(False)

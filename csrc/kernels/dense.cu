@@ -49,7 +49,8 @@ struct StoreOutput {
 };
 
 // Of x^T delta, with its column sums: stores the gradients, or updates the parameters by them, or, while the sums are
-// partial, keeps them for add_partials. In the workspace, each split has the (i, o) sums, then the o column sums.
+// partial, keeps them for add_partials. In the workspace, each split has the (i, o) sums, then the o column sums, if
+// there is a bias: without one they are summed for nothing, which spares half as many kernels again.
 template <class T>
 struct TakeGradient {
     static constexpr bool column_sums = true;
@@ -61,7 +62,7 @@ struct TakeGradient {
     bool along_rows;
     Accumulator<T>* partials;
 
-    __device__ int64_t outputs() const { return (w.rows.length + 1) * w.columns.length; }
+    __device__ int64_t outputs() const { return (w.rows.length + (b != nullptr)) * w.columns.length; }
 
     __device__ void operator()(int64_t i, int64_t j, Accumulator<T> gradient) const {
         if (partials) {
@@ -72,6 +73,7 @@ struct TakeGradient {
     }
 
     __device__ void column_sum(int64_t j, Accumulator<T> gradient) const {
+        if (!b) return;  // asked here, it takes no register
         if (partials) {
             partials[blockIdx.y * outputs() + w.rows.length * w.columns.length + j] = gradient;
         } else {
@@ -136,7 +138,7 @@ static cudaError_t launch_product(const Tensor& x, const Tensor& w, bool backwar
     });
 }
 
-static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const Tensor& w, const Tensor& b, bool updates,
+static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const Tensor& w, const Tensor* b, bool updates,
                                    double lr, double weight_decay, void* workspace, Tile tile, cudaStream_t stream) {
     return dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -149,8 +151,8 @@ static cudaError_t launch_gradient(const Tensor& delta, const Tensor& x, const T
         const int64_t parts = splits(m, n_in, n_out, tile);
         A* partials = parts > 1 ? static_cast<A*>(workspace) : nullptr;  // of which neighbours lie along the columns
         const bool along_rows = !partials && out.along_rows();
-        TakeGradient<T> take{out,   static_cast<T*>(b.data), b.stride[0], updates,
-                             A(lr), A(weight_decay),         along_rows,  partials};
+        TakeGradient<T> take{out, nullptr, 0, updates, A(lr), A(weight_decay), along_rows, partials};
+        if (b) take.b = static_cast<T*>(b->data), take.b_stride = b->stride[0];
         const cudaError_t error = launch_matmul(tile, left.transposed(), right, parts, take, stream);
         if (error != cudaSuccess || parts == 1) return error;
         take.partials = nullptr;
@@ -173,11 +175,11 @@ cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activa
 
 cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,
                                    cudaStream_t stream) {
-    return launch_gradient(delta, x, dw, db, false, 0, 0, workspace, tile, stream);
+    return launch_gradient(delta, x, dw, &db, false, 0, 0, workspace, tile, stream);
 }
 
-cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, double weight_decay, void* workspace,
-                         Tile tile, cudaStream_t stream) {
+cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, const Tensor* b, double lr, double weight_decay,
+                         void* workspace, Tile tile, cudaStream_t stream) {
     return launch_gradient(delta, x, w, b, true, lr, weight_decay, workspace, tile, stream);
 }
 

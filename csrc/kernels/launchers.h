@@ -47,9 +47,10 @@ cudaError_t dense_backward_input(Tensor delta, Tensor w, const Tensor* a, Activa
 cudaError_t dense_backward_weights(Tensor delta, Tensor x, Tensor dw, Tensor db, void* workspace, Tile tile,
                                    cudaStream_t stream);
 
-// w <- w - lr (x^T delta + weight_decay w), b <- b - lr (the sum of delta's rows), with no gradient stored.
-cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, Tensor b, double lr, double weight_decay, void* workspace,
-                         Tile tile, cudaStream_t stream);
+// w <- w - lr (x^T delta + weight_decay w), b <- b - lr (the sum of delta's rows), with no gradient stored. b may be
+// null.
+cudaError_t dense_update(Tensor delta, Tensor x, Tensor w, const Tensor* b, double lr, double weight_decay,
+                         void* workspace, Tile tile, cudaStream_t stream);
 
 int64_t dense_workspace_bytes(Tensor delta, Tensor x, Tile tile);
 
@@ -61,6 +62,9 @@ cudaError_t activation_backward(Tensor delta, Tensor value, Tensor dz, Activatio
 // Over the last dimension. The output may be the input.
 cudaError_t softmax_forward(Tensor z, Tensor a, cudaStream_t stream);
 cudaError_t softmax_backward(Tensor delta, Tensor a, Tensor dz, cudaStream_t stream);
+
+// out = x noise, of one shape.
+cudaError_t dropout(Tensor x, Tensor noise, Tensor out, cudaStream_t stream);
 
 // What is asked of a loss, as torch's reductions have it; what is null is not asked for. With `step`, an int64 () on
 // the device, `loss` is that of all steps (steps,): it gets the loss at this place, if there is one, and `step` is
@@ -109,7 +113,13 @@ int64_t cross_entropy_workspace_bytes(Tensor scores, Tensor y_true, CrossEntropy
 cudaError_t take_batch(Tensor x, Tensor y, Tensor order, Tensor step, int64_t batch_size, Tensor x_batch,
                        Tensor y_batch, cudaStream_t stream);
 
-// The options of torch.optim.SGD.
+// The numbers of all steps (steps, numbers), of float64, and which one is next (), of int64, from 1: its row stands for
+// those of the options, and where there is none, nothing is updated. Both null: the options' serve.
+struct StepRates {
+    const Tensor *rates = nullptr, *turn = nullptr;
+};
+
+// The options of torch.optim.SGD. Its rates: lr.
 struct Sgd {
     double lr, weight_decay, momentum, dampening;
     bool nesterov, maximize;
@@ -122,6 +132,22 @@ struct SgdTensors {
     int64_t count;
 };
 
-cudaError_t sgd_update(SgdTensors tensors, Sgd sgd, cudaStream_t stream);
+cudaError_t sgd_update(SgdTensors tensors, Sgd sgd, StepRates rates, cudaStream_t stream);
+
+// The options of torch.optim.Adam, with the number of the step, from 1. Its rates: lr, 1 - beta1^step, and
+// sqrt(1 - beta2^step).
+struct Adam {
+    double lr, beta1, beta2, eps, weight_decay;
+    bool decoupled_weight_decay, amsgrad, maximize;
+    int64_t step;
+};
+
+// Of each parameter, its gradient, averages and, with amsgrad, their maximum have its shape and dtype.
+struct AdamTensors {
+    const Tensor *params, *grads, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs;
+    int64_t count;
+};
+
+cudaError_t adam_update(AdamTensors tensors, Adam adam, StepRates rates, cudaStream_t stream);
 
 }  // namespace scratchcuda

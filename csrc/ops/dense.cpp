@@ -146,24 +146,29 @@ std::tuple<stable::Tensor, stable::Tensor> dense_backward_weights(const stable::
 
 // delta (..., n_out), x (..., n_in), w (n_in, n_out), b (n_out,)
 void dense_update_(const stable::Tensor& delta, const stable::Tensor& x, const stable::Tensor& w,
-                   const stable::Tensor& b, double lr, double weight_decay) {
+                   const OptionalTensor& b, double lr, double weight_decay) {
     const Guard guard(delta);
     check_rows(delta, x);
-    check_alike("w", w, delta, "delta");
-    check_alike("b", b, delta, "delta");
     const int64_t last = x.dim() - 1;
+    std::vector<Used> used{{"w", w, true}, {"delta", delta, false}, {"x", x, false}};
+    check_alike("w", w, delta, "delta");
     check_shape("w", w, Sizes{x.size(last), delta.size(last)});
-    check_shape("b", b, Sizes{delta.size(last)});
     check_writable("w", w);
-    check_writable("b", b);
-    check_apart({{"w", w, true}, {"b", b, true}, {"delta", delta, false}, {"x", x, false}});
+    if (b) {
+        check_alike("b", *b, delta, "delta");
+        check_shape("b", *b, Sizes{delta.size(last)});
+        check_writable("b", *b);
+        used.push_back({"b", *b, true});
+    }
+    check_apart(used);
     check_non_negative("lr", lr);
     check_non_negative("weight_decay", weight_decay);
     check_here("delta", delta);
     const auto delta_rows = operand(delta), x_rows = operand(x);
     const auto partials = workspace(x, dense_workspace_bytes(view(delta_rows), view(x_rows), tile));
-    launched("dense_update_", dense_update(view(delta_rows), view(x_rows), view(w), view(b), lr, weight_decay,
-                                           partials.data_ptr(), tile, guard.stream));
+    const Tensor b_view = view(b ? *b : w);
+    launched("dense_update_", dense_update(view(delta_rows), view(x_rows), view(w), b ? &b_view : nullptr, lr,
+                                           weight_decay, partials.data_ptr(), tile, guard.stream));
 }
 
 }  // namespace

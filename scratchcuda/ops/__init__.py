@@ -11,9 +11,11 @@ TypeError, everything else that does not fit raises ValueError, before anything 
 
 from scratchcuda.ops import _emulator, _entries, _registry
 from scratchcuda.ops.activations import *
+from scratchcuda.ops.adam import *
 from scratchcuda.ops.batch import *
 from scratchcuda.ops.cross_entropy import *
 from scratchcuda.ops.dense import *  # the function has the name of its file, which from-imports find all the same
+from scratchcuda.ops.dropout import *
 from scratchcuda.ops.losses import *
 from scratchcuda.ops.sgd import *
 from scratchcuda.ops.softmax import *

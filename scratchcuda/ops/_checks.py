@@ -119,6 +119,39 @@ def tensors(name: str, value: Any) -> list[Tensor]:
         raise TypeError(f"{name} is {type(value).__name__}, expected a sequence of tensors") from None
 
 
+def update(
+    params: list[Tensor], grads: list[Tensor], state: Mapping[str, list[Tensor]], rates: Any, turn: Any, columns: int
+) -> None:
+    """What an optimizer updates in place: parameters, and in each list of its state one tensor for each of them.
+
+    ``rates`` (steps, columns) are the numbers of all steps, ``turn`` () that of this one; both may be None.
+    """
+    for i, p in enumerate(params):
+        floating(f"params[{i}]", p)
+        on_device(f"params[{i}]", p, "params[0]", params[0].device)
+        writable(f"params[{i}]", p)
+    for name, beside in {"grads": grads, **state}.items():
+        if len(beside) != len(params):
+            raise ValueError(f"{name} has {len(beside)} tensors, expected {len(params)} as params")
+        for i, (p, value) in enumerate(zip(params, beside, strict=True)):
+            alike(f"{name}[{i}]", value, f"params[{i}]", p)
+            shape(f"{name}[{i}]", value, tuple(p.shape))
+            if name != "grads":
+                writable(f"{name}[{i}]", value)
+    read = {"grads": grads}
+    if rates is not None or turn is not None:
+        tensor("rates", rates)
+        if rates.dtype != torch.float64:
+            raise TypeError(f"rates has dtype {rates.dtype}, expected torch.float64")
+        if rates.dim() != 2 or rates.shape[1] != columns or not len(rates):
+            raise ValueError(f"rates has shape {tuple(rates.shape)}, expected (steps, {columns}), at least one step")
+        numbers("turn", turn, rates, 0)
+        for p in params[:1]:
+            on_device("rates", rates, "params[0]", p.device)
+        read |= {"rates": [rates], "turn": [turn]}
+    apart({"params": params, **state}, read)
+
+
 def one_of(name: str, value: object, expected: Collection[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}, expected one of {', '.join(expected)}")
@@ -230,6 +263,19 @@ def between(name: str, value: Any, low: float, high: float) -> float:
 def non_negative(name: str, value: Any) -> float:
     """A learning rate or a weight decay."""
     return at_least(name, value, 0)
+
+
+def betas(value: Any) -> tuple[float, float]:
+    """Of two averages, each at least 0 and less than 1."""
+    try:
+        beta1, beta2 = value
+    except (TypeError, ValueError):
+        raise TypeError(f"betas is {value!r}, expected two numbers") from None
+    first, second = (at_least(f"betas[{i}]", beta, 0) for i, beta in enumerate((beta1, beta2)))
+    for i, beta in enumerate((first, second)):
+        if beta >= 1:
+            raise ValueError(f"betas[{i}] is {beta}, expected a number of at least 0 and less than 1")
+    return first, second
 
 
 def weights(name: str, value: Any) -> Tensor:

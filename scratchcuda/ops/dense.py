@@ -166,23 +166,25 @@ def dense_backward_weights(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @operation(
-    "dense_update_(Tensor delta, Tensor x, Tensor(a!) w, Tensor(b!) b, float lr, float weight_decay) -> ()",
+    "dense_update_(Tensor delta, Tensor x, Tensor(a!) w, Tensor(b!)? b, float lr, float weight_decay) -> ()",
     products=lambda delta, x, *rest: 2 * math.prod(delta) * x[-1],
     others=lambda of, out: (
-        of["delta"].numel() + (4 if of["weight_decay"] else 2) * of["w"].numel() + 2 * of["b"].numel()
+        (4 if of["weight_decay"] else 2) * of["w"].numel()
+        + (0 if of["b"] is None else of["delta"].numel() + 2 * of["b"].numel())
     ),
 )
 @torch.no_grad()
-def dense_update_twin(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float) -> None:
+def dense_update_twin(delta: Tensor, x: Tensor, w: Tensor, b: Tensor | None, lr: float, weight_decay: float) -> None:
     # delta (..., n_out), x (..., n_in), w (n_in, n_out), b (n_out,)
     rows, inputs = _rows(delta), _rows(x)
     # In the order in which the weights lie: to add a gradient in another takes many times as long.
     dw = inputs.mT @ rows if w.is_contiguous() else (rows.mT @ inputs).mT
     sgd_update_twin([w], [dw], [], lr, weight_decay)
-    sgd_update_twin([b], [rows.sum(0)], [], lr)
+    if b is not None:
+        sgd_update_twin([b], [rows.sum(0)], [], lr)
 
 
-def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, weight_decay: float = 0.0) -> None:
+def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor | None, lr: float, weight_decay: float = 0.0) -> None:
     """One step of gradient descent on w and b in place, with the gradients of :func:`dense_backward_weights`.
 
     ``w <- w - lr (x^T delta + weight_decay w)``, and ``b <- b - lr sum(delta)``, which does not decay.
@@ -191,22 +193,22 @@ def dense_update_(delta: Tensor, x: Tensor, w: Tensor, b: Tensor, lr: float, wei
         delta: gradient with respect to ``z = x w + b`` (..., n_out).
         x: the input of the forward (..., n_in).
         w: weights (n_in, n_out).
-        b: bias (n_out,).
+        b: bias (n_out,), or none.
         lr: learning rate, finite, at least 0.
         weight_decay: factor of the L2 penalty on w, finite, at least 0.
     """
     _check_rows(delta, x)
-    _checks.alike("w", w, "delta", delta)
-    _checks.alike("b", b, "delta", delta)
-    _checks.shape("w", w, (x.shape[-1], delta.shape[-1]))
-    _checks.shape("b", b, (delta.shape[-1],))
-    _checks.writable("w", w)
-    _checks.writable("b", b)
-    _checks.apart({"w": [w], "b": [b]}, {"delta": [delta], "x": [x]})
+    written = {"w": w} if b is None else {"w": w, "b": b}
+    shapes = {"w": (x.shape[-1], delta.shape[-1]), "b": (delta.shape[-1],)}
+    for name, tensor in written.items():
+        _checks.alike(name, tensor, "delta", delta)
+        _checks.shape(name, tensor, shapes[name])
+        _checks.writable(name, tensor)
+    _checks.apart({name: [tensor] for name, tensor in written.items()}, {"delta": [delta], "x": [x]})
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     with torch.no_grad():
-        _backend.serving("dense_update_", delta, x, w, b)(delta, x, w, b, lr, weight_decay)
-    _backend.bump_versions(w, b)
+        _backend.serving("dense_update_", delta, x, *written.values())(delta, x, w, b, lr, weight_decay)
+    _backend.bump_versions(*written.values())
 
 
 def _check_layer(x: Tensor, w: Tensor, b: Tensor | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchcuda.ops import _backend, _checks
+from scratchcuda.ops import _backend, _checks, _updates
 from scratchcuda.ops._registry import operation
 
 __all__ = ["sgd_update_"]
@@ -21,7 +21,8 @@ def flops(of: dict[str, Any], params: Sequence[Tensor]) -> int:
 
 @operation(
     "sgd_update_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, float lr, float weight_decay, "
-    "float momentum, float dampening, bool nesterov, bool maximize, bool is_first_step) -> ()",
+    "float momentum, float dampening, bool nesterov, bool maximize, bool is_first_step, Tensor? rates=None, "
+    "Tensor? turn=None) -> ()",
     others=lambda of, out: flops(of, of["params"]),
 )
 @torch.no_grad()
@@ -36,10 +37,15 @@ def sgd_update_twin(
     nesterov: bool = False,
     maximize: bool = False,
     is_first_step: bool = False,
+    rates: Tensor | None = None,
+    turn: Tensor | None = None,
 ) -> None:
-    # rounded in the order of torch.optim.SGD
+    # rounded in the order of torch.optim.SGD; rates (steps, 1), turn ()
     if not params:
         return
+    if rates is not None and turn is not None:
+        written = [*params, *(momentum_buffers if momentum else [])]
+        before, (rate,) = [tensor.clone() for tensor in written], _updates.of_turn(rates, turn)
     if maximize:
         grads = list(torch._foreach_neg(grads))
     if weight_decay:
@@ -48,10 +54,14 @@ def sgd_update_twin(
         if is_first_step:
             torch._foreach_copy_(momentum_buffers, grads)
         else:
-            torch._foreach_mul_(momentum_buffers, momentum)
+            _updates.scale(momentum_buffers, momentum)
             torch._foreach_add_(momentum_buffers, grads, alpha=1 - dampening)
         grads = list(torch._foreach_add(grads, momentum_buffers, alpha=momentum)) if nesterov else momentum_buffers
-    torch._foreach_add_(params, grads, alpha=-lr)
+    if rates is not None and turn is not None:
+        torch._foreach_sub_(params, torch._foreach_mul(grads, rate))
+        _updates.restore(written, before, rates, turn)
+    else:
+        torch._foreach_add_(params, grads, alpha=-lr)
 
 
 def sgd_update_(
@@ -66,6 +76,8 @@ def sgd_update_(
     nesterov: bool = False,
     maximize: bool = False,
     is_first_step: bool = False,
+    rates: Tensor | None = None,
+    turn: Tensor | None = None,
 ) -> None:
     """One step of stochastic gradient descent in place, as torch.optim.SGD.
 
@@ -83,6 +95,9 @@ def sgd_update_(
         nesterov: Nesterov's momentum, which needs momentum and no dampening.
         maximize: ascend instead.
         is_first_step: the buffers hold nothing yet; they become the gradients.
+        rates: the lr of each step (steps, 1), float64, for a CUDA Graph to replay steps that differ.
+        turn: with rates, the number of the step (), int64, from 1: lr is that of row ``turn - 1`` instead, and where
+            that is not there, nothing is updated.
     """
     lr, weight_decay = _checks.non_negative("lr", lr), _checks.non_negative("weight_decay", weight_decay)
     momentum, dampening = _checks.non_negative("momentum", momentum), _checks.finite("dampening", dampening)
@@ -92,23 +107,10 @@ def sgd_update_(
     momentum_buffers = _checks.tensors("momentum_buffers", momentum_buffers) if momentum else []
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(f"nesterov needs momentum and no dampening, got momentum {momentum}, dampening {dampening}")
-    for i, p in enumerate(params):
-        _checks.floating(f"params[{i}]", p)
-        _checks.on_device(f"params[{i}]", p, "params[0]", params[0].device)
-        _checks.writable(f"params[{i}]", p)
-    beside = {"grads": grads} | ({"momentum_buffers": momentum_buffers} if momentum else {})
-    for name, tensors in beside.items():
-        if len(tensors) != len(params):
-            raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(params)} as params")
-        for i, (p, tensor) in enumerate(zip(params, tensors, strict=True)):
-            _checks.alike(f"{name}[{i}]", tensor, f"params[{i}]", p)
-            _checks.shape(f"{name}[{i}]", tensor, tuple(p.shape))
-    for i, buffer in enumerate(momentum_buffers):
-        _checks.writable(f"momentum_buffers[{i}]", buffer)
-    _checks.apart({"params": params, "momentum_buffers": momentum_buffers}, {"grads": grads})
+    _checks.update(params, grads, {"momentum_buffers": momentum_buffers} if momentum else {}, rates, turn, columns=1)
     if not params:
         return
-    options = lr, weight_decay, momentum, dampening, nesterov, maximize, is_first_step
+    options = lr, weight_decay, momentum, dampening, nesterov, maximize, is_first_step, rates, turn
     with torch.no_grad():
         _backend.serving("sgd_update_", *params, *grads, *momentum_buffers)(params, grads, momentum_buffers, *options)
     _backend.bump_versions(*params, *momentum_buffers)

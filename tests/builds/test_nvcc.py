@@ -21,7 +21,9 @@ def test_registers_suffice(arch):
 @pytest.mark.skipif(not report.toolkit("nvdisasm"), reason="there is no nvdisasm: pip install nvidia-cuda-nvdisasm")
 def test_instructions(arch):
     packed = [report.KERNEL["LDG.128"], report.KERNEL["STG.128"]]
-    wide = dict.fromkeys(("elementwise", "loss_elements", "sgd_tensors"), packed) | {"matmul": [r" LDGSTS\.\S*128"]}
+    wide = dict.fromkeys(("elementwise", "loss_elements", "sgd_update", "adam_update"), packed) | {
+        "matmul": [r" LDGSTS\.\S*128"]
+    }
     for kernel, body in report.sass(arch).items():
         assert all(report.count(wide.get(kernel.split()[0], []), body)), kernel
         if re.match(report.PRODUCTS, kernel):

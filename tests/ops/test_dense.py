@@ -223,6 +223,7 @@ CASES = {
                 lambda t: (t.delta, t.x, t.w, t.b, 0.1, 0.5),
                 *(2 * M * K * N, M * N + 4 * K * N + 2 * N, M * N + M * K + 2 * (K * N + N)),
             ),
+            Cost(lambda t: (t.delta, t.x, t.w, None, 0.1, 0.0), 2 * M * K * N, 2 * K * N, M * N + M * K + 2 * K * N),
         ],
         refused=[
             Refused(
@@ -247,6 +248,11 @@ CASES = {
                 ValueError,
                 "b shares memory with w|w shares memory with b",
                 None,
+            ),
+            Refused(
+                lambda t: (t.delta, t.x, t.x.view(-1)[:15].view(5, 3), None, 0.1, 0.0),
+                ValueError,
+                "w shares memory with x|x shares memory with w",
             ),
             Refused(
                 lambda t: (t.x.view(-1)[:12].view(4, 3), t.x, t.w, t.x.view(-1)[9:12], 0.1, 0.0),
@@ -347,6 +353,19 @@ def test_dense_update_of_an_infinite_parameter():
     w, b = torch.tensor([[math.inf, 1.0]]), torch.tensor([-math.inf, 1.0])
     kernel("dense_update_", torch.zeros(3, 2), torch.zeros(3, 1), w, b, 0.1, 0.0)
     same([w, b], [torch.tensor([[math.inf, 1.0]]), torch.tensor([-math.inf, 1.0])], "dense_update_")
+
+
+@of_kernels
+@by_dtype
+@pytest.mark.parametrize("m", [0, 33, 1100])  # of the last the rows are shared out to several blocks
+def test_dense_update_without_bias(m, dtype):
+    """The same bits of the weights as beside a bias."""
+    delta, x, w, b, *options = dense_args(m, 19, 35, dtype)["dense_update_"]
+    for tile in _emulator.TILES:
+        alone, beside = w.clone(), w.clone()
+        kernel("dense_update_", delta, x, alone, None, *options, tile=tile)
+        kernel("dense_update_", delta, x, beside, b.clone(), *options, tile=tile)
+        same(alone, beside, f"dense_update_ in tiles {tile}")
 
 
 @of_kernels

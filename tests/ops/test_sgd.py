@@ -5,24 +5,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, Case, Cost, K, N, Refused, rand
-from kernels import BETWEEN, LAYOUTS, all_bytes, far, kernel, laid_out, launched, of_kernels, same_memory
+from cases import Case, Cost, K, N, Refused, rand
+from kernels import LAYOUTS, far, kernel, of_kernels
 from oracle import assert_within, same, sum_type, wide
+from updates import check_turns, gradients, launches, like, listed, not_merging, numbered, odd_orders, refused_rates
+from updates import update as updated
 
 from scratchcuda import ops
-from scratchcuda.ops import _backend
 
 OPTIONS = ("momentum", "dampening", "nesterov", "maximize", "is_first_step")
 
 
 def sgd(params, grads, buffers=(), **options):
     """Arguments of the op."""
+    rates = options.pop("rates", ())
     named = dict.fromkeys(("lr", "weight_decay", *OPTIONS[:2]), 0.0) | dict.fromkeys(OPTIONS[2:], False)
-    return params, grads, list(buffers), *(named | {"lr": 0.1} | options).values()
+    return params, grads, list(buffers), *(named | {"lr": 0.1} | options).values(), *rates
 
 
 def public(params, grads, buffers, lr, weight_decay, *options):
-    named = dict(zip(OPTIONS, options, strict=True))
+    named = dict(zip((*OPTIONS, "rates", "turn"), options, strict=False))
     return ops.sgd_update_(params, grads, lr, weight_decay, momentum_buffers=buffers, **named)
 
 
@@ -140,6 +142,7 @@ CASES = {
                 Refused(lambda t, name=name: sgd([t.w], [t.w], **{name: "True"}), TypeError, f"{name} is 'True'", None)
                 for name in OPTIONS[2:]
             ),
+            *refused_rates(lambda t, *rates: sgd([t.w], [t.dw], rates=rates), 1),
         ],
     ),
 }
@@ -179,6 +182,20 @@ def test_sgd_update_of_views_that_lie_between_one_another():
     torch.testing.assert_close(both, expected)
 
 
+def test_twin_takes_its_rate_from_the_device():
+    """As with that number, but for a rounding of the product in 16 bits; a turn that is not there changes nothing."""
+    rates = torch.tensor([[0.5], [0.25]], dtype=torch.float64)
+    for dtype in (torch.float64, torch.bfloat16):
+        for turn, lr in ((1, 0.5), (2, 0.25), (0, None), (3, None)):
+            p, m, g = (rand(5, dtype=dtype) for _ in range(3))
+            q, n = p.clone(), m.clone()
+            momentum = {"momentum": 0.9}
+            ops.sgd_update_([p], [g], 9.0, momentum_buffers=[m], rates=rates, turn=torch.tensor(turn), **momentum)
+            if lr:
+                ops.sgd_update_([q], [g], lr, momentum_buffers=[n], **momentum)
+            torch.testing.assert_close([p, m], [q, n], rtol=0, atol=4 * torch.finfo(dtype).eps if lr else 0)
+
+
 def test_sgd_update_leaves_buffers_alone_that_it_does_not_use():
     w, unused = rand(3), rand(3)
     version = unused._version
@@ -202,12 +219,7 @@ def check_sgd(params, grads, buffers, options, is_first_step):
     """One step, against its formula in extended precision: a rounding of each result, and one of each term."""
     weight_decay, momentum, dampening, nesterov, maximize = options
     before = [[wide(tensor) for tensor in tensors] for tensors in (params, grads, buffers)]
-    memory = [[same_memory(tensor) for tensor in tensors] for tensors in (params, buffers)]
-    kernel("sgd_update_", params, grads, buffers, 0.3, *options, is_first_step)
-    for tensors, copies in zip((params, buffers), memory, strict=True):
-        for tensor, copy in zip(tensors, copies, strict=True):
-            copy.copy_(tensor)
-            same(all_bytes(tensor), all_bytes(copy), f"sgd_update_, {BETWEEN}")
+    updated("sgd_update_", (params, buffers), params, grads, buffers, 0.3, *options, is_first_step)
     for i, param in enumerate(params):
         p, g = before[0][i], before[1][i] * (-1 if maximize else 1)
         g, size = g + weight_decay * p, abs(g) + weight_decay * abs(p)
@@ -228,41 +240,40 @@ def check_sgd(params, grads, buffers, options, is_first_step):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sgd(layout, options):
     """Many sizes and all dtypes in one launch, their gradients and momenta in layouts of their own."""
-    shapes = [(), (0,), (1,), (7,), (3, 5), (1023,), (1024,), (2, 1025), (0, 4)]
-    params = [
-        laid_out(rand(*shape, dtype=dtype), layout) if shape else rand(dtype=dtype)
-        for shape in shapes
-        for dtype in DTYPES
-    ]
-    grads = [rand(*p.shape[::-1], dtype=p.dtype).permute(list(range(p.dim()))[::-1]) for p in params]
-    buffers = [laid_out(rand(*p.shape, dtype=p.dtype), layout) if p.dim() else p.clone() for p in params]
+    params = listed(layout)
+    grads, buffers = gradients(params), [like(p, layout) for p in params]
     for is_first_step in (True, False):
         check_sgd(params, grads, buffers if SGD[options][1] else [], SGD[options], is_first_step)
-    if _backend.current == "emulator":
-        assert len(launched("sgd_update_", params, grads, buffers, 0.3, *SGD[options], False)) == 1
+    assert launches("sgd_update_", params, grads, buffers, 0.3, *SGD[options], False) in (1, None)
 
 
 @of_kernels
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 255, 256, 257])
 def test_sgd_of_many_tensors(count):
-    params = [rand(i % 5 * 300 + 1, dtype=DTYPES[i % 4]) for i in range(count)]
-    grads = [rand(*p.shape, dtype=p.dtype) for p in params]
+    params = numbered(count)
+    grads = gradients(params)
     check_sgd(params, grads, [], SGD["decay"], False)
-    if _backend.current == "emulator":
-        assert len(launched("sgd_update_", params, grads, [], 0.3, *SGD["plain"], False)) == (2 if count > 256 else 1)
-        assert not launched("sgd_update_", [rand(0)] * 3, [rand(0)] * 3, [], 0.3, *SGD["plain"], False)
+    assert launches("sgd_update_", params, grads, [], 0.3, *SGD["plain"], False) in (2 if count > 256 else 1, None)
+    assert not launches("sgd_update_", [rand(0)] * 3, [rand(0)] * 3, [], 0.3, *SGD["plain"], False)
 
 
 @of_kernels
 def test_sgd_of_layouts_that_do_not_merge():
-    orders = [(2, 0, 1, 3), (1, 3, 2, 0), (0, 1, 2, 3), (3, 2, 1, 0)]
-    params = [rand(3, 3, 3, 3).permute(order) for order in orders]
-    grads = [rand(3, 3, 1, 3).expand(3, 3, 3, 3) for _ in orders]
-    check_sgd(params, grads, [rand(3, 3, 3, 3) for _ in orders], SGD["nesterov"], False)
-    many = torch.zeros([2] * 20).permute(*range(0, 20, 2), *range(1, 20, 2))
-    one, other = rand(2), many.clone(memory_format=torch.contiguous_format)
-    with pytest.raises(RuntimeError, match="more than 16 dimensions that cannot be merged"):
-        kernel("sgd_update_", [one, other], [one.clone(), many], [], 0.3, *SGD["plain"], False)
+    params, grads = odd_orders()
+    check_sgd(params, grads, [rand(3, 3, 3, 3) for _ in params], SGD["nesterov"], False)
+    not_merging("sgd_update_", lambda params, grads: sgd(params, grads))
+
+
+@of_kernels
+def test_sgd_takes_its_rate_from_the_device():
+    params = numbered(5)
+    grads, rates = gradients(params), torch.tensor([[0.5], [0.0], [0.25]], dtype=torch.float64)
+
+    def args(lists, lr=9.0):
+        return sgd(lists[0], grads, lists[1], lr=lr, momentum=0.9, nesterov=True)
+
+    written = [params, gradients(params)]
+    check_turns("sgd_update_", args, written, rates, lambda lists, row: args(lists, rates[row].item()))
 
 
 @of_kernels

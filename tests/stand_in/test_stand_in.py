@@ -69,6 +69,17 @@ def test_nothing_runs_while_it_is_captured_and_all_of_it_in_a_replay():
         assert z.eq(3).all()
 
 
+def test_a_capture_draws_nothing_and_replays_draw_anew():
+    x = torch.ones(64)
+    torch.manual_seed(0)
+    eager = [torch.nn.functional.dropout(x) for _ in range(2)]
+    torch.manual_seed(0)
+    graph, noise = captured(lambda: torch.nn.functional.dropout(x))
+    for expected in eager:
+        graph.replay()
+        assert torch.equal(noise, expected)
+
+
 def test_memory_is_nan_before_it_is_written():
     assert torch.empty(3).isnan().all()
 

@@ -344,7 +344,10 @@ void call_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     if (schema.name() == "aten::copy_") std::erase_if(touched, [&](auto p) { return device_of(p) != device.index(); });
     check_access(touched);
     const torch::jit::Stack arguments(stack->begin() + first, stack->end());
+    at::Generator random = at::detail::getDefaultCPUGenerator();
+    const at::Tensor not_drawn = captured ? random.get_state() : at::Tensor();
     op.callBoxed(stack);
+    if (captured) random.set_state(not_drawn);  // a capture draws nothing
     crossing.settle();
     std::vector<std::pair<size_t, void*>> made;  // bytes of new results, and where they lie
     for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) {
