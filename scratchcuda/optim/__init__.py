@@ -1,24 +1,20 @@
-"""torch.optim.SGD on the fused update of :func:`scratchcuda.ops.sgd_update_`; all other names are torch.optim's."""
+"""torch.optim's SGD, Adam and AdamW on the updates of :mod:`scratchcuda.ops`; all other names are torch.optim's."""
 
-import itertools
-import math
-from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import sgd
+from torch.optim import adam, sgd
 
 from scratchcuda._fallback import StandIn, fallback
-from scratchcuda.ops import _backend, _checks
+from scratchcuda.optim import _fused
+from scratchcuda.optim._fused import Group, Row
 
-_Row = tuple[Tensor, Tensor, Tensor | None]  # a parameter, its gradient and its momentum
-_OPTIONS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
+_SGD_OPTIONS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")
+_ADAM_OPTIONS = ("eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize")
 
-# torch.optim hooks the step of each class that it makes an instance of, to call hooks; for ours it has called them.
-_torchs_step: Any = torch.optim.SGD.step
-_torchs_step = _torchs_step.__wrapped__ if hasattr(_torchs_step, "hooked") else _torchs_step
+_sgd_step, _adam_step = _fused.torchs_step(torch.optim.SGD), _fused.torchs_step(torch.optim.Adam)
 
 
 class SGD(torch.optim.SGD, metaclass=StandIn):
@@ -40,108 +36,101 @@ class SGD(torch.optim.SGD, metaclass=StandIn):
         Returns:
             what the closure has returned.
         """
-        if torch.compiler.is_compiling() or not all(_is_ours(group) for group in self.param_groups):
-            return _torchs_step(self, closure)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            for group in self.param_groups:
-                self._update(group)
-        return loss
+        return _fused.step(self, closure, _sgd_step, _sgd_is_ours, self._update)
 
-    def _update(self, group: dict[str, Any]) -> None:
-        rows: list[_Row] = []
-        lists: dict[Any, list[_Row]] = defaultdict(list)
-        gaps = False
+    def _update(self, group: Group) -> None:
+        has_momentum, rows = bool(group["momentum"]), []
         for p in group["params"]:
             if p.grad is not None:
-                buffer = self.state[p].get("momentum_buffer") if group["momentum"] else None
-                row, fits = (p, p.grad, buffer), _fit(p, p.grad, buffer)
-                rows.append(row)
-                lists[(p.device, buffer is None) if fits else "torch's"].append(row)
-                gaps = gaps or (fits and not p.is_contiguous())
-        # Within a list the op itself notices it, unless there may be gaps between elements.
-        if (gaps or len(lists) > 1) and _share_memory(rows):
-            lists = {"torch's": rows}
-        for key, listed in lists.items():
-            params, grads, buffers = (list(column) for column in zip(*listed, strict=True))
-            if key == "torch's":
-                _torchs(params, grads, buffers, group)
-            else:
-                try:
-                    buffers = [*_fused(params, grads, buffers, group)]
-                except RuntimeError:
-                    if not _share_memory(listed):
-                        raise
-                    _torchs(params, grads, buffers, group)
-            if group["momentum"]:
+                buffer = self.state[p].get("momentum_buffer") if has_momentum else None
+                rows.append(Row(p, p.grad, () if buffer is None else (buffer,), has_momentum and buffer is None))
+
+        def keep(params: list[Tensor], buffers: list[Any]) -> None:
+            if has_momentum:
                 for p, buffer in zip(params, buffers, strict=True):
                     self.state[p]["momentum_buffer"] = buffer
 
+        def fused(rows: list[Row]) -> None:
+            params, grads, states, keys, _ = _fused.columns(rows)
+            buffers = (
+                [torch.empty_like(p) for p in params] if keys[0] else [buffer for each in states for buffer in each]
+            )
+            options = (group[name] for name in _SGD_OPTIONS)
+            _fused.launch("sgd_update_", params, grads, [buffers], *options, keys[0])
+            keep(params, buffers)
 
-def _is_ours(group: dict[str, Any]) -> bool:
-    """Whether kernels may serve this group, and nothing asks for torch's implementation."""
-    if not all(_backend.reaches(p) for p in group["params"][:1]):  # one is asked for all, in time
-        return False
-    numbers = [group[name] for name in ("lr", "weight_decay", "momentum", "dampening")]
-    if any(not isinstance(number, float) and type(number) is not int for number in numbers):
-        return False
-    if not all(map(math.isfinite, numbers)) or min(numbers[:3]) < 0:
-        return False
-    if any(type(group[name]) is not bool for name in ("nesterov", "maximize", "differentiable")):
-        return False
+        def torchs(rows: list[Row]) -> None:
+            params, grads, states, _, _ = _fused.columns(rows)
+            buffers: list[Tensor | None] = [state[0] if state else None for state in states]
+            options: dict[str, Any] = {name: group[name] for name in _SGD_OPTIONS}
+            sgd.sgd(params, grads, buffers, foreach=False, fused=False, **options)
+            keep(params, buffers)
+
+        _fused.update(rows, fused, torchs)
+
+
+class Adam(torch.optim.Adam, metaclass=StandIn):
+    """torch.optim.Adam, with its arguments, state and param_groups: a state_dict of either loads into the other.
+
+    Where the kernels serve, a step is one launch for each group, device and number of steps that parameters have had.
+    All else is as :class:`SGD` says; torch's step runs with ``capturable`` too, and while a CUDA Graph is captured.
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As :meth:`SGD.step`."""
+        return _fused.step(self, closure, _adam_step, _adam_is_ours, lambda group: _update_adam(self, group))
+
+
+class AdamW(torch.optim.AdamW, metaclass=StandIn):
+    """torch.optim.AdamW, as :class:`Adam` is torch.optim.Adam."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As :meth:`SGD.step`."""
+        return _fused.step(self, closure, _adam_step, _adam_is_ours, lambda group: _update_adam(self, group))
+
+
+def _update_adam(optimizer: torch.optim.Adam, group: Group) -> None:
+    columns: list[list[Tensor]] = [[] for _ in range(6)]
+    optimizer._init_group(group, *columns)
+    params, grads, *state, steps = columns
+    counts = [step.item() for step in steps]
+    keys = [int(count) + 1 if count >= 0 and float(count).is_integer() else None for count in counts]
+    states = zip(*(tensors for tensors in state if tensors), strict=True) if params else ()
+    rows = list(map(Row, params, grads, states, keys, steps))
+    beta1, beta2 = group["betas"]
+
+    def lists(states: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+        return [*map(list, zip(*states, strict=True)), *([] for _ in range(3 - len(states[0])))]
+
+    def fused(rows: list[Row]) -> None:
+        params, grads, states, keys, steps = _fused.columns(rows)
+        options = group["lr"], beta1, beta2, *(group[name] for name in _ADAM_OPTIONS)
+        _fused.launch("adam_update_", params, grads, lists(states), *options, keys[0])
+        torch._foreach_add_(steps, 1)
+
+    def torchs(rows: list[Row]) -> None:
+        params, grads, states, _, steps = _fused.columns(rows)
+        m, v, u = lists(states)
+        options: dict[str, Any] = {name: group[name] for name in (*_ADAM_OPTIONS, "lr")}
+        adam.adam(params, grads, m, v, u, steps, foreach=False, fused=False, beta1=beta1, beta2=beta2, **options)
+
+    _fused.update(rows, fused, torchs)
+
+
+def _sgd_is_ours(group: Group) -> bool:
     if group["nesterov"] and (not group["momentum"] or group["dampening"]):  # as a scheduler may leave it
         return False
-    return not (group["foreach"] or group["fused"] or group["differentiable"])
+    non_negative = [group[name] for name in ("lr", "weight_decay", "momentum")]
+    return _fused.is_ours(group, [group["dampening"]], non_negative, ("nesterov", "maximize"))
 
 
-def _fit(p: Tensor, grad: Tensor, buffer: Tensor | None) -> bool:
-    """Whether these are dense and of one of the kernels' dtypes, and all plain tensors or DTensors laid out alike."""
-    others = [grad] if buffer is None else [grad, buffer]
-    if p.dtype not in _backend.DTYPES or p.layout != torch.strided:
+def _adam_is_ours(group: Group) -> bool:
+    on_gpu = any(p.is_cuda for p in group["params"][:1])
+    if group["capturable"] or (on_gpu and torch.cuda.is_current_stream_capturing()):  # which torch's step refuses
         return False
-    if any(t.dtype != p.dtype or t.layout != torch.strided for t in others):
-        return False
-    if type(p) in (Tensor, torch.nn.Parameter):
-        return all(type(t) is Tensor for t in others)
-    if not all(hasattr(t, "to_local") for t in (p, *others)):
-        return False
-    layout, *layouts = ((t.device_mesh, t.placements) for t in (p, *others))  # type: ignore[attr-defined]
-    return all(each == layout for each in layouts)
-
-
-def _fused(
-    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None], group: dict[str, Any]
-) -> list[Tensor]:
-    """One update. All momentum buffers are there, or none; returns them."""
-    is_first_step = bool(group["momentum"]) and buffers[0] is None
-    filled = [torch.empty_like(p) for p in params] if is_first_step else [b for b in buffers if b is not None]
-    local = [[_local(tensor) for tensor in tensors] for tensors in (params, grads, filled)]
-    options = (group[name] for name in _OPTIONS)
-    _backend.serving("sgd_update_", *itertools.chain(*local))(*local, *options, is_first_step)
-    _backend.bump_versions(*params, *filled)
-    return filled
-
-
-def _torchs(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None], group: dict[str, Any]) -> None:
-    """torch's update of one after another, which fills in the momentum buffers that are not there."""
-    options: dict[str, Any] = {name: group[name] for name in _OPTIONS}
-    sgd.sgd(params, grads, buffers, foreach=False, fused=False, **options)
-
-
-def _share_memory(rows: list[_Row]) -> bool:
-    """Whether one that an update writes lies in memory of another, or in a gap between its elements."""
-    params, grads, buffers = ([_local(t) for t in column if t is not None] for column in zip(*rows, strict=True))
-    written = {"params": params, "momentum_buffers": buffers}
-    return _checks.shared_memory(written, {"grads": grads}, gaps=True) is not None
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """A DTensor's part on this process."""
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local
+    non_negative = [group["lr"], group["eps"], group["weight_decay"], *group["betas"]]
+    flags = ("decoupled_weight_decay", "amsgrad", "maximize")
+    return _fused.is_ours(group, [], non_negative, flags) and max(group["betas"]) < 1
 
 
 if TYPE_CHECKING:

@@ -1,1 +1,3 @@
-from torch.optim.adam import *
+from torch.optim.adam import adam as adam
+
+from scratchcuda.optim import Adam as Adam

@@ -1,1 +1,3 @@
-from torch.optim.adamw import *
+from torch.optim.adamw import adamw as adamw
+
+from scratchcuda.optim import AdamW as AdamW

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from scratchcuda.ops import sgd
+from scratchcuda.ops import adam, sgd
 from scratchcuda.ops._bytes import stored, tensors_of, total
 from scratchcuda.ops._registry import OPS
 
@@ -116,6 +116,8 @@ _PER_ELEMENT = {
 
 #: FLOPs beside the products, of ops in which they are no multiple of one tensor's elements.
 _OTHERS: dict[str, Callable[[dict[str, Any], Any], int]] = {
+    "_fused_adam": lambda of, out: adam.flops(of, of["self"]),
+    "_fused_adamw": lambda of, out: adam.flops(of | {"decoupled_weight_decay": True}, of["self"]),
     "_fused_sgd": lambda of, out: sgd.flops(of, of["self"]),
     "convolution_backward": lambda of, out: of["output_mask"][2] * of["grad_output"].numel(),
     "nll_loss_forward": lambda of, out: of["target"].numel(),
@@ -258,6 +260,8 @@ def _bytes(op: Any, name: str, given: dict[str, Any], out: Any) -> int:
         del read["self"]
     if given.get("is_first_step"):  # momentum is only written
         read.pop("momentum_buffers", None), read.pop("momentum_buffer_list", None)
+    if given.get("rates") is not None:  # of all steps, of which one reads its own
+        read["rates"] = given["rates"][:1]
     mutable = [argument.name for argument in schema if argument.is_write]
     if "grad_scale" in given and given["grad_scale"] is None:  # torch's fused updates unscale gradients, if asked
         mutable.remove("grads")

@@ -1,4 +1,4 @@
-"""What users expect of torch.nn and torch.optim.SGD, run for theirs and for ours side by side.
+"""What users expect of torch.nn and torch.optim, run for theirs and for ours side by side.
 
 A behaviour is a function of the modules (torch.nn or scratchcuda.nn) and of the optimizer's class. Whatever it returns
 has to be the same; a test of it names the ops of ours that have to run on the kernels.
@@ -61,9 +61,9 @@ def assert_same(ours, theirs):
         assert ours == theirs
 
 
-def assert_as_torch(behaviour, kernels, backend):
-    theirs = run(behaviour, torch.nn, torch.optim.SGD)
-    ours, served = ops_run(lambda: run(behaviour, scratchcuda.nn, scratchcuda.optim.SGD))
+def assert_as_torch(behaviour, kernels, backend, optimizer="SGD"):
+    theirs = run(behaviour, torch.nn, getattr(torch.optim, optimizer))
+    ours, served = ops_run(lambda: run(behaviour, scratchcuda.nn, getattr(scratchcuda.optim, optimizer)))
     assert_same(ours, theirs)
     assert served == (set() if backend == "tensor" else set(kernels))
 

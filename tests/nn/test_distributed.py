@@ -80,21 +80,24 @@ def test_kernels_serve_sharded_layers(mesh, backend):
     assert served == (set() if backend == "tensor" else {*DENSE, "tanh_backward", "sgd_update_"})
 
 
+@pytest.mark.parametrize(("name", "op"), [("SGD", "sgd_update_"), ("Adam", "adam_update_")])
 @pytest.mark.parametrize("placement", [Shard(0), Replicate()], ids=repr)
-def test_an_update_bumps_the_version_of_a_dtensor(placement, mesh, backend):
+def test_an_update_bumps_the_version_of_a_dtensor(placement, name, op, mesh, backend):
     p = torch.nn.Parameter(distribute_tensor(torch.randn(4, 3), mesh, [placement]))
-    optimizer = optim.SGD([p], 0.1, momentum=0.9)
+    optimizer = getattr(optim, name)([p], 0.1, **({"momentum": 0.9} if name == "SGD" else {}))
     for _ in range(2):
         loss = (p * p).sum()
         p.grad = torch.ones_like(p)
         version, before = p._version, p.full_tensor().clone()
         _, served = ops_run(optimizer.step)
         assert p._version > version
-        assert served == (set() if backend == "tensor" else {"sgd_update_"})
+        assert served == (set() if backend == "tensor" else {op})
         assert (before - p.full_tensor()).min() > 0.09
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
-    assert isinstance(optimizer.state[p]["momentum_buffer"], DTensor)
+    state = {key: value for key, value in optimizer.state[p].items() if key != "step"}
+    assert state
+    assert all(isinstance(value, DTensor) for value in state.values())
 
 
 def test_dtensors_that_lie_apart_are_torchs(mesh):

@@ -5,7 +5,18 @@ import warnings
 import pytest
 import torch
 import torch.fx
-from drop_in import CLASSES, CROSS_ENTROPY, DENSE, X, as_torch, assert_same, loss_and_gradients, network, rand
+from drop_in import (
+    CLASSES,
+    CROSS_ENTROPY,
+    DENSE,
+    X,
+    as_torch,
+    assert_as_torch,
+    assert_same,
+    loss_and_gradients,
+    network,
+    rand,
+)
 
 import scratchcuda
 
@@ -79,16 +90,19 @@ def test_compiled_with_autocast_and_sizes(nn, sgd):
     return results
 
 
-@as_torch()
-def test_compiled_optimizer(nn, sgd):
-    net = network(nn)
-    optimizer = sgd(net.parameters(), 0.1, momentum=0.9)
-    step = torch.compile(optimizer.step, backend="aot_eager")
-    for _ in range(3):
-        for p in net.parameters():
-            p.grad = p.detach().clone()
-        step()
-    return net.state_dict()
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_compiled_optimizer(name, backend):
+    def behaviour(nn, kind):
+        net = network(nn)
+        optimizer = kind(net.parameters(), 0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+        step = torch.compile(optimizer.step, backend="aot_eager")
+        for _ in range(3):
+            for p in net.parameters():
+                p.grad = p.detach().clone()
+            step()
+        return net.state_dict()
+
+    assert_as_torch(behaviour, (), backend, name)
 
 
 @as_torch()

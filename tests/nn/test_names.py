@@ -89,7 +89,12 @@ def test_a_lazy_layer_becomes_ours():
 def test_optimizers():
     theirs = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
     assert isinstance(theirs, optim.SGD)
-    assert not isinstance(torch.optim.Adam(theirs.param_groups[0]["params"]), optim.SGD)
+    params = theirs.param_groups[0]["params"]
+    assert not isinstance(torch.optim.Adam(params), optim.SGD)
+    assert isinstance(torch.optim.AdamW(params), optim.AdamW)
+    assert isinstance(optim.AdamW(params), optim.Adam)
+    assert isinstance(optim.AdamW(params), torch.optim.Adam)
+    assert not isinstance(optim.Adam(params), optim.AdamW)
 
 
 class Mixin(abc.ABC):
@@ -184,9 +189,9 @@ import scratchcuda
 
 names = [f"{package}.{name}" for package in ("nn", "optim") for name in dir(sys.modules[f"torch.{package}"])]
 names = [name for name in names if f"torch.{name}" in sys.modules and name != "nn.functional"]
-names += ["nn.utils.rnn", "nn.utils.prune", "nn.parallel.distributed", "nn.modules.batchnorm", "optim.adam"]
+names += ["nn.utils.rnn", "nn.utils.prune", "nn.parallel.distributed", "nn.modules.batchnorm", "optim.adagrad"]
 assert not [name for name in names if f"scratchcuda.{name}" in sys.modules]  # none before it is asked for
-views = {"nn.modules", "nn.modules.linear", "nn.modules.loss", "optim.sgd"}
+views = {"nn.modules", "nn.modules.linear", "nn.modules.loss", "optim.sgd", "optim.adam", "optim.adamw"}
 threads = [threading.Thread(target=importlib.import_module, args=[f"scratchcuda.{name}"]) for name in names * 2]
 [thread.start() for thread in threads], [thread.join() for thread in threads]
 for name in {*names, *views}:

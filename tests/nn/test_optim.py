@@ -1,4 +1,4 @@
-"""SGD, beside torch's own."""
+"""SGD, Adam and AdamW, beside torch's own."""
 
 import importlib.util
 import itertools
@@ -11,6 +11,32 @@ from drop_in import DENSE, X, as_torch, assert_as_torch, assert_same, network, o
 from oracle import same
 
 import scratchcuda
+
+UPDATES = {"SGD": "sgd_update_", "Adam": "adam_update_", "AdamW": "adam_update_"}
+#: Such that each has a state of its own.
+STATEFUL = {"SGD": {"momentum": 0.9}, "Adam": {}, "AdamW": {"amsgrad": True}}
+by_name = pytest.mark.parametrize("name", UPDATES)
+
+
+def pair(name):
+    return getattr(scratchcuda.optim, name), getattr(torch.optim, name)
+
+
+def stateful(kind, params, lr=0.1, **options):
+    return kind(params, lr, **STATEFUL[kind.__name__], **options)
+
+
+def by_optimizer(*kernels):
+    """As as_torch, for each of the optimizers, whose update has to run on the kernels too."""
+
+    def make(behaviour):
+        @by_name
+        def test(name, backend):
+            assert_as_torch(behaviour, (*kernels, UPDATES[name]), backend, name)
+
+        return test
+
+    return make
 
 
 def trained(optimizer, params, steps=3):
@@ -30,43 +56,55 @@ def parameters():
     return [torch.nn.Parameter(p) for p in shapes]
 
 
-OPTIONS = [
+TORCHS = [{"foreach": False}, {"lr": torch.tensor(0.1, dtype=torch.float64)}, {"weight_decay": torch.tensor(0.1)}]
+OF_ADAM = [
     {},
-    {"momentum": 0.9},
-    {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-    {"momentum": 0.5, "dampening": 0.3, "maximize": True},
     {"weight_decay": 0.1, "maximize": True},
-    {"foreach": True, "momentum": 0.9},
-    {"foreach": False},
-    {"fused": True, "weight_decay": 0.1},
-    {"lr": torch.tensor(0.1, dtype=torch.float64)},
-    {"weight_decay": torch.tensor(0.1)},
+    {"amsgrad": True, "betas": (0.5, 0.9), "eps": 0.1},
+    {"foreach": True},
+    {"fused": True, "amsgrad": True},
+    {"betas": (torch.tensor(0.5), torch.tensor(0.9)), "foreach": False},  # which on a GPU is not the default
+    *TORCHS,
 ]
+OPTIONS = {
+    "SGD": [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        {"momentum": 0.5, "dampening": 0.3, "maximize": True},
+        {"weight_decay": 0.1, "maximize": True},
+        {"foreach": True, "momentum": 0.9},
+        {"fused": True, "weight_decay": 0.1},
+        *TORCHS,
+    ],
+    "Adam": [*OF_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}],
+    "AdamW": OF_ADAM[:3] + TORCHS[:1],
+}
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_optimizer(options, backend):
+@pytest.mark.parametrize(("name", "options"), [(name, of) for name, all_ in OPTIONS.items() for of in all_], ids=str)
+def test_optimizer(name, options, backend):
     """Also in groups, from a state that the other has saved, and by its text."""
     options = {"lr": 0.1} | options
 
-    def behaviour(nn, sgd):
+    def behaviour(nn, kind):
         params = parameters()
-        optimizer = sgd(params[:2], **options)
+        optimizer = kind(params[:2], **options)
         optimizer.add_param_group({"params": params[2:], "lr": 0.05})
         results = [repr(optimizer), trained(optimizer, params)]
-        for other in (torch.optim.SGD, scratchcuda.optim.SGD):
+        for other in pair(name):
             loaded = other([{"params": params[:2]}, {"params": params[2:]}], lr=1.0)
             loaded.load_state_dict(optimizer.state_dict())
             results.append(trained(loaded, params, 2))
         return results
 
-    by_tensor = any(isinstance(value, torch.Tensor) for value in options.values())
-    torchs = by_tensor or options.get("foreach") or options.get("fused")
-    assert_as_torch(behaviour, () if torchs else ("sgd_update_",), backend)
+    tensors = [options["lr"], options.get("weight_decay"), *options.get("betas", ())]
+    torchs = any(isinstance(value, torch.Tensor) for value in tensors) or options.get("foreach") or options.get("fused")
+    assert_as_torch(behaviour, () if torchs else (UPDATES[name],), backend, name)
 
 
-@as_torch("sgd_update_")
-def test_schedulers(nn, sgd):
+@by_optimizer()
+def test_schedulers(nn, kind):
     results = []
     for make in (
         lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
@@ -74,7 +112,7 @@ def test_schedulers(nn, sgd):
         lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
     ):
         params = parameters()
-        optimizer = sgd(params, 0.1, momentum=0.9)
+        optimizer = stateful(kind, params)
         scheduler = make(optimizer)
         for _ in range(4):
             results.append(trained(optimizer, params, 1))
@@ -82,11 +120,11 @@ def test_schedulers(nn, sgd):
     return results
 
 
-@as_torch(*DENSE, "tanh", "tanh_backward", "mse_value", "mse_backward", "sgd_update_")
-def test_scaled_gradients(nn, sgd):
+@by_optimizer(*DENSE, "tanh", "tanh_backward", "mse_value", "mse_backward")
+def test_scaled_gradients(nn, kind):
     """By GradScaler: of float16, with a step that is left out because of an infinite gradient."""
     net, results = network(nn).float(), []
-    optimizer, scaler = sgd(net.parameters(), 0.1, momentum=0.9), torch.amp.GradScaler(X.device.type, init_scale=256.0)
+    optimizer, scaler = stateful(kind, net.parameters()), torch.amp.GradScaler(X.device.type, init_scale=256.0)
     for step in range(4):
         with torch.autocast(X.device.type, torch.float16):
             loss = nn.MSELoss()(net(X.float()), X[:, :3].float())
@@ -98,12 +136,12 @@ def test_scaled_gradients(nn, sgd):
     return results
 
 
-def hooks(nn, sgd):
+def hooks(nn, kind):
     """Each called once a step, also where torch's step runs; a closure's loss is returned."""
     seen, params = [], parameters()
-    torch.optim.SGD(parameters())  # whose class has its hooks from now on
+    getattr(torch.optim, kind.__name__)(parameters())  # whose class has its hooks from now on
     for options in ({}, {"foreach": True}):
-        optimizer = sgd(params, 0.1, **options)
+        optimizer = kind(params, 0.1, **options)
         optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append("pre"))
         optimizer.register_step_post_hook(lambda o, args, kwargs: seen.append("post"))
         trained(optimizer, params)
@@ -111,15 +149,16 @@ def hooks(nn, sgd):
     return seen
 
 
-test_hooks = as_torch("sgd_update_")(hooks)
+test_hooks = by_optimizer()(hooks)
 
 
-def test_hooks_are_called_once_whenever_ours_is_imported():
+@by_name
+def test_hooks_are_called_once_whenever_ours_is_imported(name):
     """After torch's class has its hooks, too."""
-    torch.optim.SGD(parameters())
+    getattr(torch.optim, name)(parameters())
     spec = importlib.util.spec_from_file_location("imported_later", scratchcuda.optim.__spec__.origin)
     spec.loader.exec_module(later := importlib.util.module_from_spec(spec))
-    assert run(hooks, None, later.SGD) == run(hooks, None, torch.optim.SGD)
+    assert run(hooks, None, getattr(later, name)) == run(hooks, None, getattr(torch.optim, name))
 
 
 @as_torch("sgd_update_")
@@ -134,6 +173,18 @@ def test_gradients_of_other_kinds(nn, sgd):
     return params
 
 
+@by_optimizer()
+def test_gradients_that_kernels_do_not_take(nn, kind):
+    """Complex ones, and expanded ones; a sparse one is SGD's alone."""
+    params = [torch.nn.Parameter(rand(3)), torch.nn.Parameter(rand(3).to(torch.cfloat))]
+    optimizer = stateful(kind, params)
+    for _ in range(2):
+        params[0].grad, params[1].grad = torch.ones(1, dtype=torch.float64).expand(3), rand(3).to(torch.cfloat)
+        optimizer.step()
+    params[0].grad = rand(3).to_sparse()
+    return [params, outcome(lambda: optimizer.step() and None) if kind.__name__ != "SGD" else None]
+
+
 @as_torch()
 def test_differentiable_updates(nn, sgd):
     p = rand(3, requires_grad=True)
@@ -142,6 +193,18 @@ def test_differentiable_updates(nn, sgd):
     q.grad = 2 * p
     optimizer.step()
     return torch.autograd.grad(q.square().sum(), p)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_capturable_updates_are_torchs(name):
+    """It has them on some devices only."""
+
+    def behaviour(nn, kind):
+        params = parameters()[:1]
+        params[0].grad = torch.ones_like(params[0])
+        return [outcome(kind(params, capturable=True).step), params]
+
+    assert_same(*(run(behaviour, None, kind) for kind in pair(name)))
 
 
 @as_torch("dense", "tanh", "sgd_update_")
@@ -156,30 +219,36 @@ def test_a_stale_graph_raises(nn, sgd):
         loss.backward()
 
 
-@pytest.mark.parametrize("options", [{"lr": -1.0}, {"momentum": -1.0}, {"nesterov": True}, {"fused": 1, "foreach": 1}])
-def test_optimizer_refuses(options):
-    sides = torch.optim.SGD, scratchcuda.optim.SGD
-    theirs, ours = (outcome(lambda sgd=sgd: sgd(parameters(), **options)) for sgd in sides)
+WRONG = [("SGD", {"momentum": -1.0}), ("SGD", {"nesterov": True})]
+WRONG += [("Adam", {"betas": (1.0, 0.9)}), ("AdamW", {"eps": -1.0}), ("AdamW", {"decoupled_weight_decay": True})]
+WRONG += [(name, wrong) for name in UPDATES for wrong in ({"lr": -1.0}, {"fused": 1, "foreach": 1})]
+
+
+@pytest.mark.parametrize(("name", "options"), WRONG, ids=str)
+def test_optimizer_refuses(name, options):
+    ours, theirs = (outcome(lambda kind=kind: kind(parameters(), **options)) for kind in pair(name))
     assert ours is theirs
     assert issubclass(theirs, Exception)
 
 
-CHANGES = [{"lr": -0.1}, {"momentum": 0.0}, {"dampening": 0.5}, {"weight_decay": -0.1}, {"lr": 0.2}]
-CHANGES += [{"nesterov": "True"}, {"maximize": "True"}, {"nesterov": False, "dampening": math.inf}]
+OF_ALL = [{"lr": -0.1}, {"weight_decay": -0.1}, {"lr": 0.2}, {"maximize": "True"}]
+CHANGES = [{"momentum": 0.0}, {"dampening": 0.5}, {"nesterov": "True"}, {"nesterov": False, "dampening": math.inf}]
+CHANGES = [("SGD", changes) for changes in CHANGES] + [(name, changes) for name in UPDATES for changes in OF_ALL]
+CHANGES += [("Adam", changes) for changes in ({"eps": -1.0}, {"betas": (0.9, 1.0)}, {"decoupled_weight_decay": True})]
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_options_that_change_later(changes):
+@pytest.mark.parametrize(("name", "changes"), CHANGES, ids=str)
+def test_options_that_change_later(name, changes):
     """As schedulers may leave them, Nesterov's without momentum too; or as no kernel takes them."""
 
-    def behaviour(nn, sgd):
+    def behaviour(nn, kind):
         params = parameters()
-        optimizer = sgd(params, 0.1, momentum=0.9, nesterov=True)
+        optimizer = stateful(kind, params, **({"nesterov": True} if name == "SGD" else {}))
         trained(optimizer, params, 1)
         optimizer.param_groups[0].update(changes)
         return trained(optimizer, params)
 
-    assert_same(*(run(behaviour, None, sgd) for sgd in (scratchcuda.optim.SGD, torch.optim.SGD)))
+    assert_same(*(run(behaviour, None, kind) for kind in pair(name)))
 
 
 #: Parameters of 12 numbers, and what else they share once they have gradients and momentum.
@@ -195,16 +264,18 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_optimizer_of_what_shares_memory(name):
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("what", SHARED)
+def test_optimizer_of_what_shares_memory(what, name):
     """One after another, as torch on a CPU."""
-    views, share = SHARED[name]
+    views, share = SHARED[what]
 
-    def behaviour(nn, sgd):
+    def behaviour(nn, kind):
         warnings.simplefilter("ignore")  # of duplicates
         made = {}
         params = [made.setdefault(view, torch.nn.Parameter(view)) for view in views(rand(12))]
-        optimizer = sgd(params, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1, foreach=False)
+        options = {"nesterov": True} if name == "SGD" else {}
+        optimizer = stateful(kind, params, weight_decay=0.1, foreach=False, **options)
         for step in range(3):
             for p in params:
                 p.grad = torch.randn_like(p)
@@ -213,7 +284,7 @@ def test_optimizer_of_what_shares_memory(name):
             optimizer.step()
         return [params, optimizer.state_dict()]
 
-    assert_same(*(run(behaviour, None, sgd) for sgd in (scratchcuda.optim.SGD, torch.optim.SGD)))
+    assert_same(*(run(behaviour, None, kind) for kind in pair(name)))
 
 
 def test_gradients_of_a_subclass_are_torchs(backend):
@@ -225,25 +296,27 @@ def test_gradients_of_a_subclass_are_torchs(backend):
     assert served == set()
 
 
-def test_an_update_bumps_versions_of_momentum_too():
+@by_name
+def test_an_update_bumps_versions_of_the_state_too(name):
     p = torch.nn.Parameter(rand(3))
-    optimizer = scratchcuda.optim.SGD([p], 0.1, momentum=0.9)
+    optimizer = stateful(getattr(scratchcuda.optim, name), [p])
     versions = []
     for _ in range(3):
         p.grad = torch.ones_like(p)
         optimizer.step()
-        versions.append((p._version, optimizer.state[p]["momentum_buffer"]._version))
-    assert all(after > before for i in (0, 1) for before, after in itertools.pairwise(v[i] for v in versions))
+        versions.append([t._version for t in (p, *optimizer.state[p].values())])
+    assert all(after > before for pair in itertools.pairwise(versions) for before, after in zip(*pair, strict=True))
 
 
-def test_an_update_that_fails_leaves_everything_as_it_was(backend):
+@by_name
+def test_an_update_that_fails_leaves_everything_as_it_was(name, backend):
     """An expanded parameter has no memory of its own for each element."""
     params = [torch.nn.Parameter(rand(3)), torch.nn.Parameter(rand(1).expand(3))]
-    optimizer, before = scratchcuda.optim.SGD(params, 0.1, momentum=0.9), params[0].clone()
+    optimizer, before = stateful(getattr(scratchcuda.optim, name), params), params[0].clone()
     for p in params:
         p.grad = torch.ones(3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"single memory location|is expanded"):
         optimizer.step()
     if backend != "tensor":  # torch's own has updated the first
         same(params[0], before)
-        assert not any(optimizer.state.values())
+        assert not any(value.any() for state in optimizer.state.values() for value in state.values())

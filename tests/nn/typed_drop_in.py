@@ -14,6 +14,8 @@ from scratchcuda.nn.modules import Linear as Linear2
 from scratchcuda.nn.modules.batchnorm import BatchNorm2d
 from scratchcuda.nn.parallel import DistributedDataParallel
 from scratchcuda.nn.utils import clip_grad_norm_
+from scratchcuda.optim.adam import Adam
+from scratchcuda.optim.adamw import AdamW
 from scratchcuda.optim.lr_scheduler import StepLR
 from scratchcuda.optim.sgd import SGD
 
@@ -48,7 +50,8 @@ assert_type(DistributedDataParallel.__name__, str)
 
 net = Net()
 optimizer = optim.Adam(net.parameters(), lr=0.1)
-assert_type(optimizer, torch.optim.Adam)
+assert_type(optimizer, Adam)
+assert_type(optim.AdamW(net.parameters()), AdamW)
 assert_type(optim.SGD(net.parameters()), SGD)
 assert_type(StepLR(optimizer, 1), torch.optim.lr_scheduler.StepLR)
 assert_type(optim.lr_scheduler.StepLR(optimizer, 1), StepLR)
