@@ -16,6 +16,7 @@ from scratchcuda import ops as ops
 from scratchcuda import optim as optim
 from scratchcuda.engine import activations as activations
 from scratchcuda.engine import exchange as exchange
+from scratchcuda.engine import history as history
 from scratchcuda.engine import layers as layers
 from scratchcuda.engine import linear_regression as linear_regression
 from scratchcuda.engine import losses as losses
@@ -24,17 +25,18 @@ from scratchcuda.engine import network as network
 from scratchcuda.engine import parameters as parameters
 from scratchcuda.engine import training as training
 from scratchcuda.engine.activations import *
-from scratchcuda.engine.layers import Dense, InputLayer
+from scratchcuda.engine.history import History
+from scratchcuda.engine.layers import Dense, Dropout, Flatten, InputLayer
 from scratchcuda.engine.linear_regression import SimpleLinearRegression
 from scratchcuda.engine.losses import *
 from scratchcuda.engine.model import Model
-from scratchcuda.engine.training import History
+from scratchcuda.engine.optimizers import Optimizer
 from scratchcuda.ops._backend import use_backend
 
 __version__ = "0.1.0"
 
 # The engine's files and classes have the names of before, by which pickles, messages, and imports of users, know them.
-for _file in (activations, exchange, layers, linear_regression, losses, model, network, parameters, training):
+for _file in (activations, exchange, history, layers, linear_regression, losses, model, network, parameters, training):
     _name = _file.__name__.replace("engine.", "")
     _sys.modules[_name] = _file
     for _kind in vars(_file).values():
@@ -44,9 +46,12 @@ for _file in (activations, exchange, layers, linear_regression, losses, model, n
 # No modules: "import *" must leave a user's own nn and optim as they are.
 __all__ = [
     "Dense",
+    "Dropout",
+    "Flatten",
     "History",
     "InputLayer",
     "Model",
+    "Optimizer",
     "SimpleLinearRegression",
     "use_backend",
 ]

@@ -15,11 +15,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from scratchcuda.conditions import device_name
+from scratchcuda.engine.history import History
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.linear_regression import SimpleLinearRegression
 from scratchcuda.engine.losses import KINDS
 from scratchcuda.engine.model import Model
-from scratchcuda.engine.training import History
 from scratchcuda.metrics import mape
 from scratchcuda.ops._entries import ENTRIES, elementwise
 
@@ -349,7 +349,8 @@ class Pair:
         if isinstance(self.scratch, SimpleLinearRegression):
             ours = [(self.scratch.w.unsqueeze(-1), self.scratch.b)]
         else:
-            ours = [(layer.w, layer.b) for layer in self.scratch.layers if isinstance(layer, Dense)]
+            layers = [layer for layer in self.scratch.layers if isinstance(layer, Dense)]
+            ours = [(layer.w, layer.b) for layer in layers if layer.b is not None]
         pairs = zip(linears, ours, strict=True)
         return [{"w": mape(linear.weight.T, w), "b": mape(linear.bias, b)} for linear, (w, b) in pairs]
 

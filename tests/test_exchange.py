@@ -56,6 +56,13 @@ KEPT = {
     "converted": (lambda: changed(scratchcuda.nn.convert), 6, 6),
     "fused": (lambda: changed(lambda net: scratchcuda.nn.convert(net, fuse=True)), 6, 6),
     "with activations": (with_activations, 4, 4),
+    "dropout and flatten": (
+        lambda: nn.Sequential(nn.Flatten(), linear(), nn.Dropout(0.2), nn.Tanh(), linear(5, 3), nn.Dropout(0.1)).eval(),
+        4,
+        4,
+    ),
+    "without bias": (lambda: changed(lambda net: [setattr(net[i], "bias", None) for i in (0, 2)]), 4, 4),
+    "weights tied and alone": (lambda: changed(lambda net: (tie(net), setattr(net[0], "bias", None))), 4, 4),
     "another weight": (lambda: changed(lambda net: setattr(net[2], "weight", linear().weight)), 6, 6),
 }
 
@@ -71,11 +78,11 @@ def test_what_is_kept_trains_as_before_and_comes_back(name, path):
     for there in (back, Model.from_torch(back).to_torch()):
         found = list(there.parameters())
         assert (len(found), sum(p.requires_grad for p in found)) == (parameters, trained)
-    is_tied = parameters < 2 * sum(isinstance(layer, Dense) for layer in model.layers)
+    is_tied = parameters < len(model.state_dict())
     assert_same_trajectory(model, x, y, "general" if is_tied else path, weight_decay=0.1)
     if name != "pruned":  # whose weight comes after its bias
         model.copy_parameters(net.parameters)
-        same(model.layers[0].w, net[0].weight.detach().T)
+        same(next(model.parameters()), next(net.parameters()).detach().T)
 
 
 def shares_memory(net):
@@ -119,8 +126,16 @@ REFUSED = {
     "devices": (lambda net: net[3].to("meta"), ValueError, r"module\[3\]\[1\].weight is on device meta, expected"),
     "memory": (shares_memory, TypeError, r"module\[2\].weight shares memory with a parameter of module\[0\], expected"),
     "a tensor": (assigns_a_tensor, TypeError, r"module\[0\].weight is Tensor, expected a Parameter"),
-    "no bias": (lambda net: net.append(linear(3, 3, bias=False)), ValueError, r"module\[4\] .* a Linear with bias"),
-    "dropout": (lambda net: net.append(nn.Dropout()), TypeError, r"module\[4\] is a Dropout, expected one of Linear, "),
+    "another dropout": (
+        lambda net: net.append(nn.AlphaDropout()),
+        TypeError,
+        r"module\[4\] is a AlphaDropout, expected one of Linear, .*Flatten, Dropout",
+    ),
+    "flatten": (
+        lambda net: net.append(nn.Flatten(2)),
+        ValueError,
+        r"module\[4\] is Flatten\(start_dim=2, end_dim=-1\), expected start_dim=1 and end_dim=-1",
+    ),
     "lazy": (lambda net: net.append(nn.LazyLinear(3)), TypeError, r"module\[4\] is a LazyLinear"),
 }
 
@@ -136,6 +151,13 @@ def test_a_patched_class_is_refused(monkeypatch):
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x)
     with pytest.raises(TypeError, match="a forward of its own"):
         Model.from_torch(nn.Sequential(linear()))
+
+
+def test_a_bias_that_is_no_parameter_is_not_lost():
+    model = Model([InputLayer(2), Dense(3, bias=False)])
+    model.layers[0].b = torch.ones(3)
+    with pytest.raises(TypeError, match=r"layers\[0\] is Dense\(3, Linear\(\), bias=False\) with a b, expected None"):
+        model.to_torch()
 
 
 def test_what_torch_nn_has_no_parameters_for():

@@ -254,7 +254,7 @@ def test_kernel_resources():
     from scratchcuda import _C
 
     found = _C.kernel_resources()
-    assert {"matmul", "elementwise", "softmax_rows", "sgd_tensors"} <= {
+    assert {"matmul", "elementwise", "softmax_rows", "update_tensors"} <= {
         kernel["kernel"].partition("<")[0].rpartition("::")[2] for kernel in found
     }
     for kernel in found:

@@ -19,6 +19,8 @@ from scratchcuda import (
     BinaryCrossEntropy,
     CrossEntropy,
     Dense,
+    Dropout,
+    Flatten,
     Huber,
     InputLayer,
     Model,
@@ -31,6 +33,7 @@ from scratchcuda import (
     ops,
 )
 from scratchcuda.compare import WORKLOADS, Pair
+from scratchcuda.engine.layers import noise_like
 from scratchcuda.engine.plans import graph as graph_plan
 from scratchcuda.ops import _backend, _emulator
 
@@ -51,8 +54,8 @@ LOSSES = {
 
 def network(loss, dtype=torch.float64):
     """Layers of all kinds, in every order that a plan treats in another way."""
-    layers = [Tanh(), Dense(8, Tanh()), Dense(8, Softmax()), Dense(7), ReLU(), SiLU(), Dense(8, GELU()), Dense(7)]
-    layers += [ELU(), Softmax(), Dense(8, Sigmoid())]
+    layers = [Tanh(), Dense(8, Tanh()), Dense(8, Softmax()), Dense(7), ReLU(), SiLU(), Dropout(0.3), Dense(8, GELU())]
+    layers += [Dropout(0.2), Dense(7, bias=False), ELU(), Softmax(), Dropout(0.1), Flatten(), Dense(8, Sigmoid())]
     loss_f, last, _, _ = LOSSES[loss]
     return Model([InputLayer(5), *layers, Dense(6, ReLU()), Dense(3, copy.copy(last))], loss_f).to(dtype)
 
@@ -65,6 +68,7 @@ def data(loss, dtype=torch.float64, samples=23):
 def fit(model, x, y, plan=True, epochs=3, lr=0.1, batch_size=7, **options):
     """What a fit leaves behind: its losses, the parameters, and what the layers show."""
     generator = torch.Generator("cpu").manual_seed(1)
+    torch.manual_seed(2)  # of the noise
     options = {"weight_decay": 0.01, "shuffle": True, "generator": generator, "x_valid": x, "y_valid": y} | options
     history = model.fit(x, y, epochs, lr, batch_size, plan=plan, verbose=False, **options)
     assert history.path == ("graph plan" if plan else "general"), history.reason
@@ -102,7 +106,7 @@ def graphs(backend, monkeypatch):
     """On the emulator plans capture, as on a GPU; all graphs that they make."""
     if backend == "kernels":
         return None
-    made, serving, init = [], _backend.serving, graph_plan._Captured.__init__
+    made, serving, init = [], _backend.serving, graph_plan.Captured.__init__
 
     class Capture:
         def __init__(self, graph, pool, stream, capture_error_mode):
@@ -120,7 +124,8 @@ def graphs(backend, monkeypatch):
         def call(*args):
             if Graph.capturing is None:
                 return op(*args)
-            before = [(arg, arg.clone()) for arg in args if isinstance(arg, torch.Tensor)]
+            tensors = [arg for each in args for arg in (each if isinstance(each, list) else [each])]
+            before = [(arg, arg.clone()) for arg in tensors if isinstance(arg, torch.Tensor)]
             outputs = op(*args)
             for arg, value in before:  # nothing runs while it is captured
                 arg.copy_(value)
@@ -128,6 +133,13 @@ def graphs(backend, monkeypatch):
             return outputs
 
         return call
+
+    def drawn(x, p):
+        if Graph.capturing is None:
+            return noise_like(x, p)
+        noise = torch.empty_like(x)
+        Graph.capturing.ops.append((lambda: noise_like(x, p), (noise,)))
+        return noise
 
     def make():
         made.append(Graph())
@@ -138,7 +150,8 @@ def graphs(backend, monkeypatch):
         self.pool = "pool"
 
     monkeypatch.setattr(_backend, "serving", captured)
-    monkeypatch.setattr(graph_plan._Captured, "__init__", pooled)
+    monkeypatch.setattr(graph_plan, "noise_like", drawn)
+    monkeypatch.setattr(graph_plan.Captured, "__init__", pooled)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", make)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda pool, include_traces: [{"total_size": 4096}])
@@ -163,6 +176,44 @@ def test_replays_do_what_was_captured(loss, graphs):
         assert_same_bits(fit(model, x, y, **options), fit(twin, x, y, plan=False, **options))
     # Three batches of 7, one of 2, and the validation; the first of each is eager.
     assert graphs is None or [graph.replays for graph in graphs] == [3 * 5 - 1, 5 - 1, 5 - 1]
+
+
+OPTIMIZERS = {
+    "nesterov": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True},
+    "dampening": {"optimizer": "sgd", "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.0},
+    "amsgrad": {"optimizer": "adam", "amsgrad": True},
+    "adamw": {"optimizer": "adamw"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_capture_serves_all_rates_and_all_steps_of_an_optimizer(name, graphs):
+    model, (x, y), anew = network("mse"), data("mse"), OPTIMIZERS[name]
+    twin, kept = copy.deepcopy(model), None
+    for lr in (lambda epoch: 0.02 / (1 + epoch), 0.01, None, 0.03):  # the third goes on
+        options = anew | {"lr": lr} if lr else {"lr": 0.005, "weight_decay": None}
+        given = [options if lr else options | {"optimizer": m.optimizer} for m in (model, twin)]
+        assert_same_bits(fit(model, x, y, **given[0]), fit(twin, x, y, plan=False, **given[1]))
+        assert model.optimizer.steps == twin.optimizer.steps == (12 if lr else 24)
+        for of_name, states in twin.optimizer.state.items():
+            same([*model.optimizer.state[of_name].values()], [*states.values()])
+        kept = kept or graph_plan._kept[model]
+        assert graph_plan._kept[model] is kept
+    # Three batches of 7, one of 2, and the validation; what is first is eager, and with dampening each first step.
+    steps = 3 * 12 - 1 - 3 * (name == "dampening")
+    assert graphs is None or [graph.replays for graph in graphs] == [steps, 12 - 1, 12 - 1]
+
+
+def test_one_capture_serves_a_rate_that_varies(graphs):
+    model, (x, y) = network("mse"), data("mse")
+    twin = copy.deepcopy(model)
+    for decay in (0.1, 0.2):
+        rates = {"lr": lambda epoch, decay=decay: 0.1 * decay**epoch}
+        ours, theirs = fit(model, x, y, **rates), fit(twin, x, y, plan=False, **rates)
+        assert ours[0] == pytest.approx(theirs[0], rel=1e-11)  # one update of all, and one in each product
+        for p, q in zip(ours[2], theirs[2], strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+    assert graphs is None or [graph.replays for graph in graphs] == [3 * 6 - 1, 6 - 1, 6 - 1]
 
 
 def test_a_regression_is_captured(graphs):
@@ -191,6 +242,7 @@ CHANGES = {
     "a parameter elsewhere": lambda model, x, y: [setattr(model.layers[-1], "w", model.layers[-1].w.clone()), {}][-1],
     "dtype": lambda model, x, y: [model.to(torch.float32), {"x": x.float(), "y": y.float()}][-1],
     "an activation": lambda model, x, y: [setattr(model.layers[1], "act_f", Sigmoid()), {}][-1],
+    "a probability": lambda model, x, y: [setattr(model.layers[6], "p", 0.6), {}][-1],
     "another fusion": lambda model, x, y: [setattr(model.layers[3], "act_f", model.layers.pop(4)), {}][-1],
     "the loss": lambda model, x, y: [setattr(model, "loss_f", CrossEntropy()), {"y": y.softmax(1)}][-1],
     "class weights": lambda model, x, y: [setattr(model, "loss_f", CrossEntropy(**WEIGHTS)), {"y": y.softmax(1)}][-1],
@@ -245,15 +297,16 @@ def kernels(launches):
 
 @pytest.mark.backends("emulator")
 @pytest.mark.parametrize(("workload", "count"), [("slr", 4), ("mlp", 18), ("digits", 11)])
-def test_launches_of_a_step(workload, count):
+@pytest.mark.parametrize(("options", "more"), [({}, 0), ({"momentum": 0.9}, 1), (OPTIMIZERS["adamw"], 2)])
+def test_launches_of_a_step(workload, count, options, more):
     """As many as docs/architecture.md says."""
     pair, work = Pair(WORKLOADS[workload], "cpu", torch.float64, 0), WORKLOADS[workload]
-    pair.x, pair.y = pair.x[: work.batch_size], pair.y[: work.batch_size]
+    x, y = (t[: work.batch_size].squeeze(-1) for t in (pair.x, pair.y))
     _emulator.record(True)
-    pair.fit_scratch(1, work.lr, work.batch_size, validate=False)
+    pair.scratch.fit(x, y, 1, work.lr, work.batch_size, verbose=False, **options)
     found = kernels(_emulator.launches())
     _emulator.record(False)
-    assert len(found) == count
+    assert len(found) == count + more
     assert found[0] == "take_rows"
 
 

@@ -19,6 +19,7 @@ WINGS = (
     "engine",
     "optim",
     "metrics scratchcuda",  # the package's __init__, which has the version
+    "sklearn",
     "compare conditions doctor options tables",
     "profiler",
     "bench",

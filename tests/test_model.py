@@ -17,6 +17,8 @@ from scratchcuda import (
     BinaryCrossEntropy,
     CrossEntropy,
     Dense,
+    Dropout,
+    Flatten,
     InputLayer,
     Linear,
     Model,
@@ -25,7 +27,10 @@ from scratchcuda import (
     SimpleLinearRegression,
     Softmax,
     Tanh,
+    ops,
 )
+from scratchcuda.engine.activations import chosen
+from scratchcuda.ops._entries import ENTRIES
 
 
 def sequential(dtype=torch.float64):
@@ -139,6 +144,11 @@ def test_copies_and_pickles(make):
     model = make()
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         same(model.state_dict(), twin.state_dict())
+    state = model.__getstate__()
+    state.pop("_shape", None)  # as in pickles of before samples had shapes
+    old = type(model).__new__(type(model))
+    old.__setstate__(state)
+    assert repr(old) == repr(model)
 
 
 def test_parameters_move_once_to_the_first_data():
@@ -565,6 +575,95 @@ def test_losses_of_any_kind_are_kept():
     x, y = torch.randn(12, 5), torch.randn(12, 3)
     history = Model([InputLayer(5), Dense(3)], Alternates()).fit(x, y, 1, 0.0, 4, verbose=False)
     assert [type(loss) for loss in history.step_loss] == [float] * 3
+
+
+def test_activations_by_name():
+    layers = [Dense(3, name) for name in ("linear", *ops.ACTIVATIONS)]
+    for layer, name in zip(layers[1:], ops.ACTIVATIONS, strict=True):
+        assert chosen(layer.act_f) == ENTRIES[name].usual
+    assert repr(layers[0]) == repr(layers[1]) == repr(Dense(3)) == "Dense(3, Linear())"
+
+
+def test_parameters_are_the_tensors_themselves():
+    model = Model([InputLayer(4), Dense(4, bias=False), Dense(4), Dense(2)])
+    model.layers[1].w, model.layers[2].is_trainable = model.layers[0].w, False
+    first, last = model.layers[0], model.layers[2]
+    assert [*map(id, model.parameters())] == [*map(id, (first.w, model.layers[1].b, last.w, last.b))]
+    assert sum(p.numel() for p in SimpleLinearRegression().parameters()) == 2
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert scheduler.get_last_lr() == [0.1]
+
+
+def test_summary(capsys):
+    layers = [Flatten(), Dense(4, "relu", bias=False), Dropout(0.2), Dense(4), Dense(2)]
+    model = Model([InputLayer((1, 2, 2)), *layers])
+    model.layers[3].w, model.layers[4].frozen = model.layers[1].w, ("w",)
+    model.summary()
+    assert capsys.readouterr().out.splitlines() == [
+        "Layer                         Output shape  Parameters  Frozen",
+        rule := "-" * 62,
+        "InputLayer((1, 2, 2))         (m, 1, 2, 2)           0       0",
+        "Flatten()                     (m, 4)                 0       0",
+        "Dense(4, ReLU(), bias=False)  (m, 4)                16       0",
+        "Dropout(0.2)                  (m, 4)                 0       0",
+        "Dense(4, Linear())            (m, 4)                20       0",
+        "Dense(2, Linear())            (m, 2)                10       8",
+        rule,
+        "30 parameters, 8 of them frozen",
+    ]
+
+
+def test_a_summary_calls_no_layer(capsys, monkeypatch):
+    """Which might need more than one sample, draw random numbers, or count its calls."""
+    model = Model([InputLayer(3), Dense(2), Tanh()])
+    monkeypatch.setattr(Dense, "forward", None)
+    model.summary()
+    assert "(m, 2)                 8" in capsys.readouterr().out
+
+
+class Columns(Flatten):
+    """Flattens by columns."""
+
+    def forward(self, x):
+        return super().forward(x.mT)
+
+    def __forward__(self, x):
+        return super().__forward__(x.mT)
+
+    def backward(self, delta, lr):
+        return super().backward(delta, lr).mT
+
+
+def test_a_first_flatten_of_ones_own_gets_samples_as_they_are():
+    model, x = Model([InputLayer((2, 3)), Columns(), Dense(2)]), torch.randn(4, 2, 3)
+    assert torch.equal(model.predict(x), model.layers[1].forward(x.mT.flatten(1)))
+    assert model.fit(x, torch.randn(4, 2), 1, 0.1, 4, verbose=False).path == "general"
+
+
+class Pool(sc.Layer):
+    """A layer of one's own over images."""
+
+    parameter_names = ()
+
+    def forward(self, x):
+        return x.mean(-1)
+
+    def backward(self, delta, lr):
+        return delta.unsqueeze(-1).expand(*delta.shape, 8) / 8
+
+
+def test_layers_of_ones_own_over_images():
+    x, y = torch.randn(10, 3, 8, 8), torch.randn(10, 2)
+    model = Model([InputLayer((3, 8, 8)), Pool(), Pool(), Dense(2)])
+    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 2))
+    model.copy_parameters(net.parameters)
+    history = model.fit(x, y, 1, 0.1, 10, x, y, verbose=False)
+    assert (history.path, history.reason) == ("general", "samples of shape (3, 8, 8) train layer by layer")
+    loss = nn.functional.mse_loss(net(x), y)
+    loss.backward()
+    assert history.step_loss == [pytest.approx(loss.item(), rel=1e-5)]  # some roundings
+    torch.testing.assert_close(model.layers[2].w, (net[2].weight - 0.1 * net[2].weight.grad).detach().T)
+    assert model.evaluate(x, y) == history.valid_loss[0]
 
 
 def test_public_names():

@@ -208,6 +208,12 @@ def test_a_frozen_layer_stays_whatever_its_backward_does(kind, monkeypatch):
         assert torch.equal(slot.tensor, before[slot.name]) == (slot.attribute not in slot.owner.trained)
 
 
+def biased_by_a_weight():
+    model = mlp([5, 5, 5], Tanh)
+    model.layers[1].b = model.layers[0].w[1]
+    return model
+
+
 def half_tied():
     return tie(frozen(mlp([5, 5, 5], Tanh), "*-"), [(1, "w", 0, lambda p: p.T)])
 
@@ -226,6 +232,11 @@ def half_tied():
             lambda: tie(Model([InputLayer(5), Rebinding(5), Dense(5)], dtype=torch.float64), TIES["one pair"]),
             {"weight_decay": 0.1},
             "weight_decay is 0.1, but .* no such argument",
+        ),
+        (
+            biased_by_a_weight,
+            {"optimizer": "adam", "weight_decay": 0.1},
+            "layers.0.w, which decays, shares memory with layers.1.b, which does not",
         ),
         (
             lambda: tie(Model([InputLayer(5), Decaying(5), Dense(5)], dtype=torch.float64), TIES["one pair"]),

@@ -1,6 +1,7 @@
 """Which path serves a fit, and that both give the same numbers."""
 
 import copy
+import functools
 import math
 import os
 import pickle
@@ -20,6 +21,8 @@ from scratchcuda import (
     BinaryCrossEntropy,
     CrossEntropy,
     Dense,
+    Dropout,
+    Flatten,
     Huber,
     InputLayer,
     Losses,
@@ -56,6 +59,10 @@ PATCHES = [
     (Dense, "forward"),
     (Dense, "__forward__"),
     (Dense, "backward"),
+    (Dropout, "__forward__"),
+    (Dropout, "backward"),
+    (Flatten, "forward"),
+    (Flatten, "backward"),
     (Model, "__forward__"),
     (Model, "update"),
     (CrossEntropy, "backward"),
@@ -67,11 +74,12 @@ PATCHES = [
 @pytest.mark.parametrize(("cls", "name"), PATCHES, ids=lambda value: getattr(value, "__name__", value))
 def test_patched_methods_take_effect(cls, name, usual_path, monkeypatch):
     """The documents' way of teaching: a method patched onto our class changes training, on every path."""
-    layers = [Dense(8, Tanh()), Dense(8, ReLU()), Dense(8, Sigmoid()), Dense(4, Softmax()), Dense(3)]
-    model = Model([InputLayer(5), *layers], cls() if issubclass(cls, Losses) else MSE(), dtype=torch.float64)
+    layers = [Dense(8, Tanh()), Flatten(), Dense(8, ReLU()), Dropout(0.2), Dense(8, Sigmoid()), Dense(4, Softmax())]
+    model = Model([InputLayer(5), *layers, Dense(3)], cls() if issubclass(cls, Losses) else MSE(), dtype=torch.float64)
     x, y = data()
     y = y.sigmoid()
     start = {key: p.clone() for key, p in model.state_dict().items()}
+    torch.manual_seed(1)  # of the noise
     assert fit(model, x, y).path == usual_path
     trained = {key: p.clone() for key, p in model.state_dict().items()}
     original = getattr(cls, name)
@@ -81,13 +89,25 @@ def test_patched_methods_take_effect(cls, name, usual_path, monkeypatch):
         else:
             patch.setattr(cls, name, lambda self, *args: -original(self, *args))
         model.load_state_dict(start)
+        torch.manual_seed(1)
         history = fit(model, x, y)
         assert history.path == "general"
         assert "methods of its own" in history.reason
         assert any(not torch.allclose(p, trained[key]) for key, p in model.state_dict().items())
     model.load_state_dict(start)
+    torch.manual_seed(1)
     assert fit(model, x, y).path == usual_path, "the patch is gone"
     same(model.state_dict(), trained)
+
+
+@pytest.mark.parametrize("name", ["__call__", "predict"])
+def test_patched_predictions_take_effect(name, usual_path, monkeypatch):
+    model, (x, y) = mlp([5, 3], Tanh), data()
+    assert fit(model, x, y).path == usual_path
+    predicted = getattr(Model, name)
+    monkeypatch.setattr(Model, name, lambda self, x: -predicted(self, x))
+    same(model(x), -model.layers[0].forward(x))
+    assert fit(model, x, y).path == "general"
 
 
 def test_patched_regression_and_losses(usual_path, monkeypatch):
@@ -279,7 +299,7 @@ CHANGES = CHANGES | {
 }
 ANEW = {"weight_decay", "a parameter elsewhere", "dtype", "an activation", "another fusion", "the loss", "frozen"}
 ANEW |= {"class weights", "sample weights"}  # of another loss
-ANEW |= {"a parameter in another's place"}
+ANEW |= {"a parameter in another's place", "a probability"}
 
 
 @pytest.mark.backends("tensor")
@@ -294,7 +314,10 @@ def test_what_a_fit_has_bound_serves_the_next_until_that_is_another(change):
     x, y, lr, batch_size = (options.pop(name) for name in ("x", "y", "lr", "batch_size"))
     options |= {"x_valid": x, "y_valid": y} if options["x_valid"] is not None else {}
     twin = copy.deepcopy(model)
-    histories = [m.fit(x, y, 2, lr, batch_size, plan=m is model, **options) for m in (model, twin)]
+    histories = []
+    for m in (model, twin):
+        torch.manual_seed(2)  # of the noise
+        histories.append(m.fit(x, y, 2, lr, batch_size, plan=m is model, **options))
     assert [history.path for history in histories] == ["tensor plan", "general"]
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if model.dtype == torch.float32 else {"rtol": 1e-11, "atol": 1e-12}
     for name in ("step_loss", "valid_loss"):  # other sums, a few dozen roundings; and below
@@ -372,17 +395,18 @@ def interrupted(monkeypatch, path, at):
     count = 0
     owner, name, calls_a_step = {
         "tensor plan": (tensor_steps.Step, "run", 1),
-        "graph plan": (graph_plan._Captured, "run", 1),
+        "graph plan": (graph_plan.Captured, "run", 1),
         "general": (Dense, "backward", 2),
     }[path]
     original = getattr(owner, name)
 
-    def run(*args):
+    @functools.wraps(original)
+    def run(*args, **options):
         nonlocal count
         count += "validation" not in args
         if count == at * calls_a_step:
             signal.raise_signal(signal.SIGINT)
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(owner, name, run)
     return mlp([5, 8, 3], Tanh)

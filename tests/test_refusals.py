@@ -1,5 +1,6 @@
 """Bad input raises an error that names the argument, what it got and what it expects, and changes nothing."""
 
+import copy
 import math
 
 import numpy as np
@@ -7,10 +8,22 @@ import pytest
 import torch
 from oracle import same
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, SequentialLR, StepLR
 from trajectories import mlp
 
 import scratchcuda as sc
-from scratchcuda import BinaryCrossEntropy, CrossEntropy, Dense, Huber, InputLayer, Model, SimpleLinearRegression, Tanh
+from scratchcuda import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Dense,
+    Dropout,
+    Flatten,
+    Huber,
+    InputLayer,
+    Model,
+    SimpleLinearRegression,
+    Tanh,
+)
 
 X, Y = torch.randn(8, 5), torch.randn(8, 3)
 CLASSES = torch.arange(8) % 3
@@ -19,6 +32,15 @@ CLASSES = torch.arange(8) % 3
 def fit(model, x=None, y=None, epochs=1, lr=0.1, batch_size=4, *valid, **options):
     x, y = (X if x is None else x), (Y if y is None else y)
     return model.fit(x, y, epochs, lr, batch_size, *valid, verbose=False, **options)
+
+
+def fitted(units, frozen=()):
+    """A 5-units-3 model that momentum has trained, but for some layers."""
+    model = mlp([5, units, 3], Tanh, dtype=torch.float32).to(torch.get_default_device())
+    for i in frozen:
+        model.layers[i].is_trainable = False
+    fit(model, batch_size=8 if frozen else 4, momentum=0.9)
+    return model
 
 
 #: (call on a 5-8-3 model with MSE, exception, what its message says)
@@ -67,12 +89,82 @@ MODEL = {
         ValueError,
         "weight_decay is nan",
     ),
+    "lr class": (lambda m: fit(m, lr=StepLR), TypeError, "lr is the class StepLR, expected a number, a function of"),
+    "lr of an epoch": (lambda m: fit(m, lr=lambda epoch: epoch - 1), ValueError, "lr of epoch 0 is -1.0, expected a"),
+    "lr no number": (lambda m: fit(m, lr=lambda epoch: None), TypeError, r"lr of epoch 0 is None \(NoneType\)"),
+    "lr of a scheduler": (
+        lambda m: fit(m, lr=LambdaLR(torch.optim.SGD([X.clone()], 0.1), lambda epoch: -1)),
+        ValueError,
+        "lr of epoch 0 is -0.1",
+    ),
+    "lr and momentum": (
+        lambda m: fit(m, lr=SequentialLR(sgd := torch.optim.SGD([X.clone()], 0.1, 0.9), [OneCycleLR(sgd, 1, 9)], [])),
+        ValueError,
+        "lr is OneCycleLR that cycles momentum, expected cycle_momentum=False",
+    ),
+    "lr of groups": (
+        lambda m: fit(m, lr=StepLR(torch.optim.SGD([{"params": [X.clone()]}, {"params": [Y.clone()]}], 0.1), 1)),
+        ValueError,
+        "lr is StepLR of 2 parameter groups, expected one",
+    ),
+    "optimizer": (lambda m: fit(m, optimizer="lion"), ValueError, "optimizer is 'lion', expected one of sgd, adam, ad"),
+    "torch's optimizer": (
+        lambda m: fit(m, optimizer=torch.optim.SGD([X.clone()], 0.1)),
+        TypeError,
+        "(?s)optimizer is SGD .*expected one of 'sgd', 'adam', 'adamw', or the Optimizer of a fit before",
+    ),
+    "momentum": (lambda m: fit(m, momentum=-1), ValueError, "momentum is -1.*, expected a finite number of at least 0"),
+    "dampening": (lambda m: fit(m, dampening=math.inf), ValueError, "dampening is inf, expected a finite number"),
+    "nesterov": (lambda m: fit(m, nesterov=True), ValueError, "nesterov needs momentum and no dampening, got mom.* 0"),
+    "nesterov 1": (lambda m: fit(m, nesterov=1), TypeError, r"nesterov is 1 \(int\), expected True or False"),
+    "betas": (
+        lambda m: fit(m, optimizer="adam", betas=(0.9, 1)),
+        ValueError,
+        r"betas\[1\] is 1.0, expected a number of",
+    ),
+    "eps": (lambda m: fit(m, optimizer="adam", eps=math.nan), ValueError, "eps is nan, expected a finite number of"),
+    "momentum of adam": (
+        lambda m: fit(m, optimizer="adam", momentum=0.9),
+        ValueError,
+        "momentum is 0.9, but optimizer 'adam' has no such option",
+    ),
+    "amsgrad of sgd": (lambda m: fit(m, amsgrad=True), ValueError, "amsgrad is True, but optimizer 'sgd' has no such"),
+    "another option": (
+        lambda m: fit(m, optimizer=m.optimizer, momentum=0.5),
+        ValueError,
+        "momentum is 0.5, but that of the optimizer given is 0.9",
+    ),
+    "another's option": (
+        lambda m: fit(m, optimizer=m.optimizer, eps=0.1),
+        ValueError,
+        "eps is 0.1, but that of the optimizer given is 1e-08",
+    ),
+    "an optimizer of others": (
+        lambda m: fit(m, optimizer=fitted(6).optimizer),
+        ValueError,
+        r"optimizer.state\['layers.0.w'\]\['momentum_buffer'\] has shape \(5, 6\), expected \(5, 8\)",
+    ),
+    "an optimizer of fewer": (
+        lambda m: fit(m, optimizer=fitted(8, [1]).optimizer),
+        ValueError,
+        "optimizer has no state of layers.1.w, which its 1 steps did not train; expected one that begins anew",
+    ),
     "batch 0": (lambda m: fit(m, batch_size=0), ValueError, "batch_size is 0, expected a positive integer"),
     "batch half": (lambda m: fit(m, batch_size=2.5), TypeError, "batch_size is 2.5 .*expected a positive integer"),
     "epochs": (lambda m: fit(m, epochs=-1), ValueError, "epochs is -1, expected a positive integer"),
     "epochs bool": (lambda m: fit(m, epochs=True), ValueError, "epochs is True"),
     "epochs none": (lambda m: fit(m, epochs=None), TypeError, "epochs is None"),
     "update shape": (lambda m: m.update(m.__forward__(X), Y[:4], 0.1), ValueError, r"y_true has shape \(4, 3\)"),
+    "another model's": (
+        lambda m: m.copy_parameters(copy.deepcopy(m).parameters),
+        TypeError,
+        r"parameters is a method of a Model, .* expected one of a torch module; load_state_dict\(other.state_dict",
+    ),
+    "bias": (
+        lambda m: Model([InputLayer(5), Dense(8, bias=False)]).layers[0].set_params(X, X[0]),
+        TypeError,
+        "b is Tensor, expected None, as Dense.* has no bias",
+    ),
     "too few": (
         lambda m: m.copy_parameters(nn.Linear(5, 8).parameters),
         ValueError,
@@ -102,13 +194,15 @@ MODEL = {
 @pytest.mark.parametrize("case", MODEL)
 def test_model_refuses(case):
     call, exception, message = MODEL[case]
-    model = mlp([5, 8, 3], Tanh, dtype=torch.float32).to(torch.get_default_device())
-    fit(model)
-    before, history = {name: p.clone() for name, p in model.state_dict().items()}, model.history
+    model = fitted(8)
+    before, history, optimizer = copy.deepcopy(model.state_dict()), model.history, model.optimizer
+    state = copy.deepcopy(optimizer.state)
     with pytest.raises(exception, match=message):
         call(model)
     same(model.state_dict(), before)
     assert model.history is history
+    assert (model.optimizer, optimizer.steps) == (optimizer, 2)
+    same(optimizer.state, state)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +338,23 @@ class Legacy(Dense):
         return super().backward(delta, lr)
 
 
+class Mean(sc.Layer):
+    def forward(self, x):
+        return x.mean(1)
+
+
+def images(*layers):
+    return Model([InputLayer((1, 2, 2)), *layers, Dense(3)])
+
+
+class Silent(Dense):
+    def backward(self, delta, lr, gradients=None):
+        return super().backward(delta, lr, gradients={})
+
+
 SHARED = Tanh()
+DROP = Dropout()
+DROP.p = -1
 ERF = sc.GELU()
 ERF.approximate = "erf"
 
@@ -262,22 +372,32 @@ ERF.approximate = "erf"
         (lambda: Model([InputLayer(2), Dense(3)], dtype=torch.int64), TypeError, "dtype is torch.int64"),
         (lambda: SimpleLinearRegression(dtype=torch.bool), TypeError, "dtype is torch.bool"),
         (lambda: Model([InputLayer(2), Forgetful()]), NotImplementedError, "Forgetful defines no forward"),
-        (lambda: Dense(3, "swish"), TypeError, "act_f is 'swish', expected an Activation such as"),
+        (lambda: Dense(3, "swish"), ValueError, "act_f is 'swish', expected one of linear, none, relu, "),
+        (lambda: Dense(3, bias=None), TypeError, r"bias is None \(NoneType\), expected True or False"),
         (lambda: Dense(3, Tanh), TypeError, "act_f is <class .*expected an Activation such as"),
         (lambda: ERF(X), ValueError, r"GELU\(approximate='erf'\) has .*, expected one of \[{'approximate': 'none'}, "),
         (lambda: fit(Model([InputLayer(5), Dense(3, ERF)])), ValueError, "GELU.* has .*'erf'.*, expected one of"),
         (lambda: sc.SiLU().backward(X, X), ValueError, r"a has no attribute z, expected what a call of SiLU\(\) has"),
         (lambda: Dense(0), ValueError, "units is 0, expected a positive integer"),
         (lambda: InputLayer(2.0), TypeError, "n_input_features is 2.0"),
+        (lambda: InputLayer((1, 0)), ValueError, "n_input_features is 0, expected a positive integer"),
+        (lambda: InputLayer(()), ValueError, "n_input_features is empty, expected a number of features, or the shape"),
+        (lambda: Model([InputLayer((2, 3)), Dense(4)]), ValueError, r"layers give \(2, 4\) .* expected \(n_out,\)"),
+        (lambda: images(Flatten()).predict(X), ValueError, r"x has shape \(8, 5\), expected \(samples, 1, 2, 2\)"),
+        (lambda: images(Flatten()).predict(X[0, :4]), ValueError, r"x has shape \(4,\), expected \(samples, 1, 2, 2\)"),
+        (lambda: fit(images(Flatten())), ValueError, r"x_train has shape \(8, 5\), expected \(samples, 1, 2, 2\)"),
+        (
+            lambda: fit(images(Mean(), Flatten()), X[:, :4], Y),
+            ValueError,
+            r"x_train has shape \(8, 4\), expected \(samples, 1, 2, 2\)",
+        ),
+        (lambda: Dropout(1.5), ValueError, "p is 1.5, expected a number from 0 to 1"),
+        (lambda: Dropout("half"), TypeError, "p is 'half'"),
+        (lambda: fit(Model([InputLayer(5), Dense(3), DROP])), ValueError, r"p is -1.0, expected a number from 0 to 1"),
         (
             lambda: Model.from_torch(nn.Sequential(nn.Linear(2, 3), nn.Mish())),
             TypeError,
             r"module\[1\] is a Mish, expected one of Linear",
-        ),
-        (
-            lambda: Model.from_torch(nn.Sequential(nn.Linear(2, 3, bias=False))),
-            ValueError,
-            "expected a Linear with bias",
         ),
         (
             lambda: Model.from_torch(nn.Sequential(nn.Linear(2, 3), nn.Softmax(0))),
@@ -291,6 +411,17 @@ ERF.approximate = "erf"
             TypeError,
             "weight_decay is 0.1, but Legacy.backward has no such argument",
         ),
+        (
+            lambda: fit(Model([InputLayer(5), Legacy(3)]), optimizer="adam"),
+            TypeError,
+            "optimizer is Optimizer.*'adam'.*, but Legacy.backward has no argument gradients",
+        ),
+        (
+            lambda: fit(Model([InputLayer(5), Silent(3)]), momentum=0.9),
+            ValueError,
+            "gradients has none of layers.0.w, expected one of each parameter that is trained",
+        ),
+        (lambda: sc.Optimizer("sgd", amsgrad=True), ValueError, "amsgrad is True, but optimizer 'sgd' has no such"),
         (lambda: sc.metrics.mape([1.0], [1.0, 2.0]), ValueError, r"y_pred has shape \(2,\), expected \(1,\)"),
         (lambda: sc.metrics.smape([], []), ValueError, "y_true is empty"),
     ],

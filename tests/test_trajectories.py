@@ -6,6 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
+from oracle import same
 from sklearn.datasets import load_digits
 from torch import nn
 from trajectories import TOLERANCE, assert_same_trajectory, mlp
@@ -16,6 +17,8 @@ from scratchcuda import (
     BinaryCrossEntropy,
     CrossEntropy,
     Dense,
+    Dropout,
+    Flatten,
     Huber,
     InputLayer,
     Linear,
@@ -105,6 +108,49 @@ def test_last_activations(last, targets, path, dtype):
     model = mlp([5, 8, 4], Tanh, ACTIVATIONS[last], loss_of(targets), dtype)
     # All outputs of a last ReLU may be 0 for a small batch, which then has no gradient.
     assert_same_trajectory(model, x, y, path, lr=1.0, alive=last != "relu")
+
+
+@pytest.mark.parametrize("frozen", [(), (1,)], ids=str)
+def test_without_bias(frozen, path, dtype):
+    """In a first, a middle and a last layer; beside such with one, some of them frozen."""
+    x, y = data(24, 5, 3, dtype=dtype)
+    layers = [Dense(7, "tanh", bias=False), Dense(6, "silu"), Dense(6, "softmax", bias=False), Dense(3, bias=False)]
+    model = Model([InputLayer(5), *layers], dtype=dtype, init="torch")
+    for i in frozen:
+        model.layers[i].frozen = ("w",)
+    assert list(model.state_dict()) == ["layers.0.w", "layers.1.w", "layers.1.b", "layers.2.w", "layers.3.w"]
+    assert_same_trajectory(model, x, y, path, weight_decay=0.1, lr=0.5)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [Dropout(0.2), Dense(16, "tanh"), Dropout(), Dense(3)],
+        [Dense(16, "gelu"), Dropout(0.3), Dense(8), Dropout(0.1), Tanh(), Dense(3, "softmax")],
+        [Dropout(0), Dropout(0.1), ReLU(), Dense(3), Dropout(0.2)],
+        [Dense(8), Dropout(1), Dense(3)],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("targets", ["values", "classes"])
+def test_dropout(layers, targets, path, dtype):
+    """From the same seed it draws what torch.nn.Dropout draws; validation has none."""
+    x, y = data(24, 5, 3, targets, dtype)
+    model = Model([InputLayer(5), *layers], loss_of(targets), dtype=dtype, init="torch")
+    drops_all = any(isinstance(layer, Dropout) and layer.p == 1 for layer in layers)
+    twin = assert_same_trajectory(model, x, y, path, lr=0.5, alive=not drops_all)
+    twin.net.eval()
+    expected = pytest.approx(twin.loss(x, y).item(), rel=TOLERANCE[dtype])
+    history = model.fit(x, y, 1, 0.0, 7, x, y, plan=path != "general", verbose=False)
+    assert (history.valid_loss, model.evaluate(x, y)) == ([expected], expected)
+
+
+def test_images(path, dtype):
+    """Flattened at the door; a later Flatten is the identity."""
+    x, y = torch.randn(24, 2, 3, 4, dtype=dtype), torch.randn(24, 3, dtype=dtype)
+    model = Model([InputLayer((2, 3, 4)), Flatten(), Dense(8, "tanh"), Flatten(), Dense(3)], dtype=dtype, init="torch")
+    assert_same_trajectory(model, x, y, path)
+    same(model(x), model.predict(x.view(24, 24)))
 
 
 @pytest.mark.parametrize("depth", range(1, 6))

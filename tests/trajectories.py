@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracle import same
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from scratchcuda import Dense, InputLayer, Linear, Model, SimpleLinearRegression
 from scratchcuda.engine.exchange import training_of
@@ -39,9 +40,12 @@ def error(ours, theirs):
 
 
 class TorchTwin:
-    """torch.nn's network with a model's parameters, trained by torch.optim.SGD, decaying weights only."""
+    """torch.nn's network with a model's parameters, trained by an optimizer of torch.optim, decaying weights only.
 
-    def __init__(self, model, lr, weight_decay=0.0):
+    ``schedule`` makes a scheduler of an optimizer; ``end_epoch`` tells it the loss.
+    """
+
+    def __init__(self, model, lr, weight_decay=None, optimizer="sgd", schedule=None, **options):
         if isinstance(model, SimpleLinearRegression):
             self.loss_f = nn.MSELoss()
             linear = nn.Linear(1, 1, dtype=model.dtype)
@@ -51,8 +55,20 @@ class TorchTwin:
             self.net, self.loss_f = training_of(model.to_torch(), model.loss_f)
             self.loss_f.to(model.device, model.dtype)
         weights, biases = ([p for p in self.net.parameters() if p.dim() == d] for d in (2, 1))
-        groups = [{"params": weights, "weight_decay": weight_decay}, {"params": biases}]
-        self.optimizer = torch.optim.SGD(groups, lr=lr)
+        weight_decay = (0.01 if optimizer == "adamw" else 0.0) if weight_decay is None else weight_decay
+        groups = [{"params": weights, "weight_decay": weight_decay}]
+        groups += [{"params": biases, "weight_decay": 0.0}] if biases else []
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+        self.optimizer = kind(groups, lr=lr, **options)
+        self.scheduler = schedule and schedule(self.optimizer)
+
+    @property
+    def lr(self):
+        return self.optimizer.param_groups[0]["lr"]
+
+    def end_epoch(self, loss):
+        if self.scheduler is not None:
+            self.scheduler.step(*[loss] * isinstance(self.scheduler, ReduceLROnPlateau))
 
     def loss(self, x, y, sample_weight=None):
         if sample_weight is None:
@@ -73,7 +89,7 @@ class TorchTwin:
     def parameters(self):
         """In the order and layout of our state_dict, tied ones again and again."""
         layers = [module for module in self.net if isinstance(module, nn.Linear)]
-        return [p for layer in layers for p in (layer.weight.detach().T, layer.bias.detach())]
+        return [p.detach().t() for layer in layers for p in (layer.weight, layer.bias) if p is not None]
 
 
 def batches(data, batch_size, epochs, generator=None):
@@ -92,7 +108,9 @@ def assert_same_trajectory(
     epochs=4,
     lr=0.1,
     batch_size=7,
-    weight_decay=0.0,
+    weight_decay=None,
+    optimizer=None,
+    schedule=None,
     shuffle=False,
     sample_weight=None,
     tolerance=None,
@@ -101,14 +119,19 @@ def assert_same_trajectory(
 ):
     """Every step's loss and all parameters against torch.nn, in fits of one step each and in one whole fit.
 
-    Frozen parameters keep their bits. ``alive`` asserts that every other has a gradient at every step, and that it
-    moved. Returns torch's side.
+    Fits of one step go on with the optimizer of the one before. ``optimizer`` has its name and options, as fit takes
+    them; ``schedule`` makes a scheduler of an optimizer of torch. Frozen parameters keep their bits. ``alive`` asserts
+    that every other has a gradient at every step, and that it moved. Returns torch's side.
     """
     tolerance = tolerance or TOLERANCE[model.dtype]
     options = {"plan": path != "general", "verbose": False}
+    optimizer = (optimizer or {}) | ({} if weight_decay is None else {"weight_decay": weight_decay})
     start = {name: p.clone() for name, p in model.state_dict().items()}
     frozen = {slot.name for slot in model._slots() if slot.attribute not in getattr(slot.owner, "trained", "wb")}
-    twin = TorchTwin(model, lr, weight_decay)
+    twin = TorchTwin(model, lr, schedule=schedule, **optimizer)
+    steps, rates = -(-len(x) // batch_size), []
+
+    torch.manual_seed(5)  # of what a Dropout draws, on both sides
 
     def order():
         return torch.Generator("cpu").manual_seed(3) if shuffle else None
@@ -116,10 +139,12 @@ def assert_same_trajectory(
     theirs, ours = [], []
     for batch in batches([x, y] if sample_weight is None else [x, y, sample_weight], batch_size, epochs, order()):
         before = {name: p.clone() for name, p in model.state_dict().items()}
-        theirs.append(twin.step(*batch))
+        with torch.random.fork_rng():
+            theirs.append(twin.step(*batch))
         x_batch, y_batch, *weights = batch
-        of_batch = options | {"weight_decay": weight_decay} | ({"sample_weight": weights[0]} if weights else {})
-        history = model.fit(x_batch, y_batch, 1, lr, len(y_batch), **of_batch)
+        of_batch = options | ({"optimizer": model.optimizer} if ours else optimizer)
+        of_batch |= {"sample_weight": weights[0]} if weights else {}
+        history = model.fit(x_batch, y_batch, 1, twin.lr, len(y_batch), **of_batch)
         assert history.path == path, history.reason
         ours += history.step_loss
         for (name, p), q in zip(model.state_dict().items(), twin.parameters(), strict=True):
@@ -127,16 +152,22 @@ def assert_same_trajectory(
             assert not alive or torch.equal(p, before[name]) == (name in frozen), (
                 f"{name} has no gradient, or is frozen"
             )
+        if len(ours) % steps == 0:
+            rates.append(twin.lr)
+            twin.end_epoch(sum(theirs[-steps:]) / steps)
     # A loss near 0 is made of differences of near values, each rounded in proportion to the values.
     losses = pytest.approx(theirs, rel=tolerance, abs=tolerance * max(theirs))
     assert ours == losses
 
     model.load_state_dict(start)
-    options |= {"weight_decay": weight_decay, "shuffle": shuffle, "generator": order()}
+    lr = schedule(torch.optim.SGD([torch.zeros(1)], lr)) if schedule else lr
+    torch.manual_seed(5)
+    options |= optimizer | {"shuffle": shuffle, "generator": order()}
     options |= {} if sample_weight is None else {"sample_weight": sample_weight}
     history = model.fit(x, y, epochs, lr, batch_size, **options)
     assert history.path == path, history.reason
     assert history.step_loss == losses
+    assert history.lr == pytest.approx(rates, rel=TOLERANCE[torch.float64])
     for (name, p), q in zip(model.state_dict().items(), twin.parameters(), strict=True):
         assert error(p, q) <= tolerance, name
         if name in frozen:

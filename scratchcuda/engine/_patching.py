@@ -9,7 +9,18 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 _T = TypeVar("_T", bound=type)
-_METHODS = ("__call__", "__forward__", "forward", "backward", "loss", "mse_loss", "predict", "evaluate", "update")
+_METHODS = (
+    "__call__",
+    "__forward__",
+    "forward",
+    "backward",
+    "loss",
+    "mse_loss",
+    "predict",
+    "evaluate",
+    "update",
+    "hits",
+)
 _originals: dict[type, tuple[Callable[[type], Any], Any]] = {}  # what gets the methods of a class, and what it has got
 
 

@@ -38,7 +38,9 @@ class Layer:
     A layer of your own needs ``construct(x)`` (make the parameters for inputs like x, return the output),
     ``forward(x)``, ``__forward__(x)`` (the forward of a training step, which keeps what backward needs) and
     ``backward(delta, lr)`` (update the parameters, return the gradient with respect to the input). If it is
-    trainable, ``parameter_names`` names its tensors, and ``set_params`` takes them in this order.
+    trainable, ``parameter_names`` names its tensors, and ``set_params`` takes them in this order. For momentum and Adam
+    its backward needs an argument ``gradients=None``: if that is a dict, the gradients of what is trained go there, by
+    name, and nothing is updated. For a weight decay by plain SGD it needs ``weight_decay=0.0``.
 
     A frozen parameter stays as it is in training, and gradients pass through its layer: all those of a layer whose
     ``is_trainable`` is False, and those that ``frozen`` names. They are in the state_dict, and move, as all others.

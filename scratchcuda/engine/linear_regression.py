@@ -1,19 +1,25 @@
 """Simple linear regression, ``y = b + w x``, trained by gradient descent written out by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from scratchcuda import ops
 from scratchcuda._ranges import named
 from scratchcuda.engine._patching import original, replaceable
+from scratchcuda.engine.course import Course
+from scratchcuda.engine.history import History
+from scratchcuda.engine.losses import MSE
 from scratchcuda.engine.network import Network, Product, Task
 from scratchcuda.engine.objective import Objective
+from scratchcuda.engine.optimizers import Optimizer, update_options
 from scratchcuda.engine.parameters import Slot
 from scratchcuda.engine.plans import plan_of
-from scratchcuda.engine.training import FitPath, Fitted, History, Step
+from scratchcuda.engine.training import FitPath, Fitted, Step
 from scratchcuda.ops import _checks
 
 
@@ -31,7 +37,12 @@ class SimpleLinearRegression(Fitted):
         w: the weight (1,), may be read and assigned.
         b: the bias (1,), may be read and assigned.
         history: of the last fit, also of one that Ctrl-C ended; None before.
+        optimizer: of the last fit, with its state; None before.
     """
+
+    _epoch = "epoch"
+    #: The names of the parameters that training changes.
+    trained = ("w", "b")
 
     def __init__(
         self,
@@ -72,75 +83,90 @@ class SimpleLinearRegression(Fitted):
         self._settle(x)
         return self.mse_loss(y, self.predict(samples))
 
-    def update(self, x: Tensor, y_true: Tensor, y_pred: Tensor, lr: float, weight_decay: float = 0.0) -> None:
+    def update(
+        self,
+        x: Tensor,
+        y_true: Tensor,
+        y_pred: Tensor,
+        lr: float,
+        weight_decay: float = 0.0,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         """One step of gradient descent.
 
         Args:
             x, y_true, y_pred: inputs, targets and predictions (n_samples,).
             lr: learning rate.
             weight_decay: factor of the L2 penalty on w, not on b.
+            optimizer: takes the step instead of plain gradient descent, with its own weight decay.
         """
         x, y_true = self._pair("x", x, "y_true", y_true)
-        self._descend(x, ops.mse(y_pred, y_true)[1], lr, weight_decay)
+        self._descend(x, ops.mse(y_pred, y_true)[1], lr, weight_decay, optimizer)
 
-    def _descend(self, x: Tensor, delta: Tensor, lr: float, weight_decay: float = 0.0) -> None:
-        ops.dense_update_(delta.unsqueeze(-1), x.unsqueeze(-1), self.w.unsqueeze(-1), self.b, lr, weight_decay)
+    def _descend(
+        self, x: Tensor, delta: Tensor, lr: float, weight_decay: float = 0.0, optimizer: Optimizer | None = None
+    ) -> None:
+        delta, x = delta.unsqueeze(-1), x.unsqueeze(-1)
+        if optimizer is None:
+            ops.dense_update_(delta, x, self.w.unsqueeze(-1), self.b, lr, weight_decay)
+        else:
+            w, b = ops.dense_backward_weights(delta, x)
+            optimizer.step(self._slots(), {"w": w.squeeze(-1), "b": b}, lr)
 
     def fit(
         self,
         x: Any,
         y: Any,
         epochs: int,
-        lr: float,
+        lr: float | Callable[[int], float] | LRScheduler,
         batch_size: int,
         x_valid: Any = None,
         y_valid: Any = None,
-        *,
-        weight_decay: float = 0.0,
-        shuffle: bool = False,
-        generator: torch.Generator | None = None,
-        plan: bool = True,
-        verbose: bool = True,
+        **options: Any,
     ) -> History:
         """Train by mini-batch gradient descent; arguments, result and errors as in :meth:`Model.fit`.
 
         All data are (n_samples,).
-        """
-        train = "x", x, "y", y
-        how = epochs, lr, batch_size, weight_decay, shuffle, generator, plan, verbose
-        return self._fit(train, x_valid, y_valid, *how)
 
-    def _decay_options(self, weight_decay: float) -> dict[str, float]:
-        """Nothing that a patched update may not know."""
-        return {"weight_decay": weight_decay} if weight_decay else {}
+        Args:
+            options: those that Model.fit takes by name; there are no sample weights.
+        """
+        if unknown := sorted(options.keys() - Course.__dataclass_fields__.keys()):
+            raise TypeError(f"fit() got an unexpected keyword argument {unknown[0]!r}")
+        course = Course(epochs=epochs, lr=lr, batch_size=batch_size, **options)
+        course.check_loss(MSE())
+        return self._fit(("x", x, "y", y), x_valid, y_valid, course)
+
+    def _update_options(self, optimizer: Optimizer) -> dict[str, Any]:
+        return update_options(optimizer, [] if original(self) else [self.update])
 
     def _planned(self, task: Task) -> FitPath | str:
         network = Network([Product(self.w.unsqueeze(-1), self.b)], Objective("mse"), [], (1, 1))
         x, y = task.x.unsqueeze(-1), task.y.unsqueeze(-1)
         valid = None if task.valid is None else (task.valid[0].unsqueeze(-1), task.valid[1].unsqueeze(-1))
-        return plan_of(self, network, Task(x, y, task.batch_size, task.lr, task.weight_decay, valid))
+        return plan_of(self, network, replace(task, x=x, y=y, valid=valid))
 
-    def _general_step(self, lr: float, options: dict[str, float]) -> Step:
-        def step(x: Tensor, y: Tensor) -> float | Tensor:
+    def _general_step(self, task: Task, options: dict[str, Any]) -> Step:
+        def step(x: Tensor, y: Tensor) -> tuple[float | Tensor, Tensor]:
             with named("forward"):
                 y_pred = self.predict(x)
             if original(self):
                 with named("loss"):
                     loss, delta = ops.mse(y_pred, y)
                 with named("update"):
-                    self._descend(x, delta, lr, **options)
-                return loss
+                    self._descend(x, delta, task.lr, **options)
+                return loss, y_pred
             with named("loss"):
                 mean = self.mse_loss(y, y_pred)
             with named("update"):
-                self.update(x, y, y_pred, lr, **options)
-            return mean
+                self.update(x, y, y_pred, task.lr, **options)
+            return mean, y_pred
 
         return step
 
-    def _print(self, epoch: int, history: History) -> None:
-        line = f"epoch: {epoch} - MSE: {round(history.loss[-1], 4)}"
-        print(line + (f" - MSE_v: {round(history.valid_loss[-1], 4)}" if history.valid_loss else ""))
+    def _figures(self, history: History) -> str:
+        found = f"MSE: {round(history.loss[-1], 4)}"
+        return found + (f" - MSE_v: {round(history.valid_loss[-1], 4)}" if history.valid_loss else "")
 
     def __repr__(self) -> str:
         return f"SimpleLinearRegression(w={self.w}, b={self.b})"

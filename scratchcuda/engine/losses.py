@@ -140,6 +140,18 @@ class OfScores(Losses):
             return super().loss_and_gradient(y_pred, y_true, **weights)
         return self.objective(y_pred).of(y_pred, y_true, **weights)
 
+    def hits(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        """Whether predictions are right, for targets from as_targets: of each sample (m,), or each element (m, n_out).
+
+        A class is right if its score or probability is the largest, as is that of its target; of several the first
+        counts. An element is 1 if its probability is at least 1/2, which is a score of at least 0.
+        """
+        scores, least = y_pred, 0.0
+        if self.probabilities:  # which are rounded where the scores are not
+            scores, least = (y_pred.scores, 0.0) if hasattr(y_pred, "scores") else (y_pred, 0.5)
+        objective = self.objective(y_pred)
+        return objective.hits(scores, objective.labels(y_true), least)
+
     def _of_probabilities(
         self, y_pred: Tensor, y_true: Tensor, sample_weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

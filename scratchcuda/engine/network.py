@@ -9,24 +9,42 @@ from torch import Tensor
 from scratchcuda._ranges import name_of
 from scratchcuda.engine._patching import original
 from scratchcuda.engine.activations import Activation, Layer, chosen
-from scratchcuda.engine.layers import Dense
+from scratchcuda.engine.layers import Dense, Dropout, Flatten
 from scratchcuda.engine.losses import Losses
 from scratchcuda.engine.objective import Objective
+from scratchcuda.engine.optimizers import Optimizer
 from scratchcuda.engine.parameters import storage_of
+from scratchcuda.ops import _checks
 from scratchcuda.ops._entries import ENTRIES, Chosen
 
 
 @dataclass
 class Product:
-    """A layer's weights (n_in, n_out) and bias (n_out,), views of its parameters, and which of them are trained."""
+    """A layer's weights (n_in, n_out) and bias (n_out,) or None, views of its parameters, and which are trained.
+
+    ``prefix`` and "w" or "b" is the name of a parameter in the state_dict.
+    """
 
     w: Tensor
-    b: Tensor
+    b: Tensor | None
     trained: tuple[str, ...] = ("w", "b")
+    prefix: str = ""
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """Those parameters that there are."""
+        return {"w": self.w} if self.b is None else {"w": self.w, "b": self.b}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A Dropout of this probability. It is in training steps alone."""
+
+    p: float
 
 
 #: A network in elementary stages.
-Stage = Product | Chosen
+Stage = Product | Chosen | Noise
 
 
 @dataclass
@@ -34,7 +52,7 @@ class Network:
     """What a plan trains.
 
     Attributes:
-        stages: products and activations, without identities.
+        stages: products, activations and noise, without identities.
         loss: what is minimised; a last activation that belongs to it is no stage.
         owners: each layer with the indices of the values before and after it; value i is the input of stage i.
         sizes: how many features the inputs have, and the predictions.
@@ -57,17 +75,22 @@ class Network:
 
     @cached_property
     def parameters(self) -> list[Tensor]:
-        return [tensor for product in self.products for tensor in (product.w, product.b)]
+        return [tensor for product in self.products for tensor in product.named.values()]
 
     @cached_property
     def shown(self) -> set[int]:
         """The indices of the values that layers show."""
         return {index for _, before, after in self.owners for index in (before, after)}
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Of each parameter, in the state_dict."""
+        return [product.prefix + name for product in self.products for name in product.named]
+
     @property
     def are_trained(self) -> list[bool]:
         """Of each parameter whether it is not frozen."""
-        return [name in product.trained for product in self.products for name in ("w", "b")]
+        return [name in product.trained for product in self.products for name in product.named]
 
     @cached_property
     def layer_names(self) -> list[str]:
@@ -90,7 +113,7 @@ class Network:
             return "parameters share memory"
         if any(t.is_inference() for t in tensors):
             return "parameters were made in inference mode"
-        matrices = all(p.w.dim() == 2 and p.b.shape == p.w.shape[1:] for p in self.products)
+        matrices = all(p.w.dim() == 2 and (p.b is None or p.b.shape == p.w.shape[1:]) for p in self.products)
         n_in, n_out = self.sizes
         widths = [(n_in, n_in), *(tuple(p.w.shape) for p in self.products), (n_out, n_out)] if matrices else []
         if not matrices or any(left[1] != right[0] for left, right in pairwise(widths)):
@@ -105,22 +128,37 @@ class Task:
     Attributes:
         x: (samples, features).
         y: targets (samples, n_out), or class indices (samples,).
-        batch_size, lr, weight_decay: as in Model.fit.
+        batch_size: as in Model.fit.
+        lr: the learning rate of the epoch at hand.
+        optimizer: what updates the parameters, and their state.
         valid: the same pair of tensors for validation, or None.
         sample_weights: (samples,), for a loss that takes them, or None.
+        varies: whether lr changes within the fit.
+        drop_last: whether a last batch of fewer samples is left out.
+        accuracy: whether hits are counted.
     """
 
     x: Tensor
     y: Tensor
     batch_size: int
     lr: float
-    weight_decay: float
+    optimizer: Optimizer
     valid: tuple[Tensor, Tensor] | None
     sample_weights: Tensor | None = None
+    varies: bool = False
+    drop_last: bool = False
+    accuracy: bool = False
+
+    @property
+    def samples(self) -> int:
+        """That an epoch trains on."""
+        return len(self.y) - len(self.y) % self.batch_size if self.drop_last else len(self.y)
 
 
 def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int], like: Tensor) -> Network | str:
     """The network that a plan can train in place of these layers, on data like this, or why there is none."""
+    if like.dim() != 2:
+        return f"samples of shape {tuple(like.shape[1:])} train layer by layer"
     stages: list[Stage] = []
     owners: list[tuple[Layer, int, int]] = []
     for i, layer in enumerate(layers):
@@ -129,14 +167,17 @@ def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int], like
         if isinstance(layer, Dense):
             if original(layer) is not Dense:
                 return f"layers[{i}] {layer!r} has methods of its own"
-            stages.append(Product(layer.w, layer.b, layer.trained))
+            stages.append(Product(layer.w, layer.b, layer.trained, f"layers.{i}."))
             activation = layer.act_f
-        if not isinstance(activation, Activation) or original(activation) is None:
+        if not isinstance(activation, Activation | Dropout | Flatten) or original(activation) is None:
             return f"layers[{i}] {layer!r} has methods of its own"
-        if activation.op not in ENTRIES:
-            return f"layers[{i}] {layer!r} has no call in the plan"
-        if activation.op != "none":
-            stages.append(chosen(activation))
+        if isinstance(activation, Dropout):
+            stages.append(Noise(_checks.between(f"layers[{i}].p", activation.p, 0, 1)))
+        elif isinstance(activation, Activation):
+            if activation.op not in ENTRIES:
+                return f"layers[{i}] {layer!r} has no call in the plan"
+            if activation.op != "none":
+                stages.append(chosen(activation))
         owners.append((layer, before, len(stages)))
     if original(loss_f) is None:
         return f"loss_f {loss_f!r} has methods of its own"

@@ -62,3 +62,13 @@ class Objective:
         if self.class_weights is not None:
             rows = rows * self.class_weights
         return rows if sample_weight is None else rows * sample_weight.unsqueeze(1)
+
+    def labels(self, y_true: Tensor) -> Tensor:
+        """What predictions are to hit: of each sample the class (m,), or of each element whether it is 1 (m, n_out)."""
+        if self.name == "cross_entropy":
+            return y_true if y_true.dim() == 1 else y_true.argmax(1)
+        return y_true >= 0.5
+
+    def hits(self, y_pred: Tensor, labels: Tensor, least: float = 0.0) -> Tensor:
+        """Whether predictions hit these labels, of their shape, bool: the largest of a row, or those of at least 0."""
+        return (y_pred.argmax(1) if self.name == "cross_entropy" else y_pred >= least) == labels

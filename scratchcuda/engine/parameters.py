@@ -1,7 +1,7 @@
 """What Model and SimpleLinearRegression share: named parameters that live on one device in one dtype."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -22,6 +22,11 @@ class Slot(NamedTuple):
     def tensor(self) -> Tensor:
         value: Tensor = getattr(self.owner, self.attribute)
         return value
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training changes it: it is not frozen."""
+        return self.attribute in self.owner.trained
 
 
 class Parameters:
@@ -64,6 +69,14 @@ class Parameters:
             self._like = self._like.to(device, dtype)
         self._may_move = self._may_move and device is None
         return self
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The tensors themselves, trained and frozen, tied ones once.
+
+        For ``sum(p.numel() for p in model.parameters())``, and for an optimizer of torch's with a scheduler of its own.
+        """
+        by_place = {place_of(slot.tensor): slot.tensor for slot in self._slots()}
+        yield from by_place.values()
 
     def state_dict(self) -> "OrderedDict[str, Tensor]":
         """The parameters by name, sharing memory with the model as torch.nn's do."""
@@ -171,33 +184,3 @@ def overlap(tensor: Tensor, other: Tensor) -> bool:
     marks = torch.zeros_like(whole(tensor), dtype=torch.bool, device="cpu")
     like(tensor, marks).fill_(True)
     return bool(like(other, marks).any())
-
-
-@contextmanager
-def kept_apart(slots: Sequence[Slot], rates: Sequence[float | None]) -> Iterator[None]:
-    """Within the block owners have copies of their parameters; after it, each parameter has the changes of all copies.
-
-    So every gradient is one of the parameters that the forward has used, whichever layers above have been updated, and
-    a frozen parameter stays as it is, whatever a layer's own backward does to it.
-
-    Args:
-        slots: of parameters that may share memory.
-        rates: by which each copy decays, in proportion to itself; what is shared decays once. None for a frozen one.
-    """
-    before = [slot.tensor for slot in slots]
-    changes: dict[int, Tensor] = {}
-    for slot, tensor in zip(slots, before, strict=True):
-        setattr(slot.owner, slot.attribute, tensor.detach().clone())
-    try:
-        yield
-        for slot, tensor, rate in zip(slots, before, rates, strict=True):
-            if rate is not None:
-                change = changes.setdefault(storage_of(tensor), torch.zeros_like(whole(tensor)))
-                like(tensor, change).add_(slot.tensor - tensor + rate * tensor)
-    finally:
-        for slot, tensor in zip(slots, before, strict=True):
-            setattr(slot.owner, slot.attribute, tensor)
-    trained = [(tensor, rate) for tensor, rate in zip(before, rates, strict=True) if rate is not None]
-    values = [tensor + (like(tensor, changes[storage_of(tensor)]) - rate * tensor) for tensor, rate in trained]
-    for (tensor, _), value in zip(trained, values, strict=True):  # where they overlap, the same is written again
-        tensor.copy_(value)

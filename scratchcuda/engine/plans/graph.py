@@ -7,8 +7,12 @@ A step is the shortest sequence of launches that the ops allow, on fixed memory:
 - ``dense`` makes a product, with bias and activation, in one launch; its output is all that is kept for backward. Where
   the derivative is in terms of the input, ``dense_with_preactivation`` keeps this beside the output, from one launch.
 - The loss's op, ``mse_step_`` say, gives the gradient, puts the loss into its place, and counts the step.
+- ``dropout`` multiplies by noise that torch draws, whose generator a CUDA Graph knows: replays draw anew.
 - ``dense_backward_input`` brings in the derivative of the activation below, and ``dense_update_`` takes the step of
   gradient descent, with no gradient in memory.
+- Momentum, Adam, and a learning rate that varies take ``dense_backward_weights`` instead, and one update of all
+  parameters, two if some decay and some do not. Its numbers of each step stand in a table on the device, which the host
+  fills before each epoch.
 
 So the host has nothing to do between two replays, and waits once an epoch, for the losses. Each kind of launches (a
 step of each batch size, the validation) runs eagerly the first time, which loads its kernels, and is captured the
@@ -18,12 +22,11 @@ What was captured knows addresses and numbers, and holds no parameter and no dat
 serves the next fit as well if all of these are the same.
 """
 
-import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -32,19 +35,22 @@ from torch import Tensor
 
 from scratchcuda import ops
 from scratchcuda._ranges import bound, named
-from scratchcuda.engine.layers import Dense, descend
-from scratchcuda.engine.network import Network, Product, Task
-from scratchcuda.engine.training import FitPath, HeldInterrupt
+from scratchcuda.engine.interrupt import HeldInterrupt
+from scratchcuda.engine.layers import Dense, descend, gradients_of, noise_like
+from scratchcuda.engine.network import Network, Noise, Product, Task
+from scratchcuda.engine.plans.capture import Captured
+from scratchcuda.engine.training import FitPath
 from scratchcuda.ops import _backend
 from scratchcuda.ops._entries import Chosen
 
 
 class _Unit(NamedTuple):
-    """What one forward call computes: a product, an activation, or both."""
+    """What one forward call computes: a product, an activation, or both; or a product with noise."""
 
     product: Product | None
     activation: Chosen  # "none" if there is none
     after: int  # the network's index of its value
+    noise: Noise | None = None
 
 
 class GraphPlan(FitPath):
@@ -55,14 +61,20 @@ class GraphPlan(FitPath):
     def __init__(self, model: object, network: Network, task: Task):
         self.network, self.task = network, task
         self.units = _units(network)
-        units = [(unit.activation, unit.after, unit.product and unit.product.trained) for unit in self.units]
+        units = [(unit[1:], unit.product and unit.product.trained) for unit in self.units]
         data = task.x, task.y, *(task.valid or ()), network.loss.class_weights, task.sample_weights
         tensors = [tensor if tensor is None else _identity(tensor) for tensor in (*network.parameters, *data)]
         loss = network.loss.name, *network.loss.parameters.items()
-        key = (_backend.current, loss, *units, *tensors, task.batch_size, task.lr, task.weight_decay)
-        captured = _kept.pop(model, None)
-        self.captured = captured if captured and captured.key == key else _Captured(key, task)
-        _kept[model] = self.captured
+        optimizer = task.optimizer
+        self.updates_at_once = bool(optimizer.kinds) or task.varies
+        lr = None if self.updates_at_once else task.lr
+        options = task.batch_size, task.drop_last, task.accuracy, lr, optimizer.options
+        key = (_backend.current, loss, *units, *tensors, *options)
+        self.trained = dict(compress(zip(network.names, network.parameters, strict=True), network.are_trained))
+        at_once = [*self.trained.values()], self.updates_at_once
+        self.model, captured = model, _kept.pop(model, None)  # until the fit has ended: another within it has its own
+        self.captured = captured if captured and captured.key == key else Captured(key, task, *at_once)
+        self.adopt()
         self.last: tuple[int, list[Tensor]] | None = None
 
     @contextmanager
@@ -71,21 +83,37 @@ class GraphPlan(FitPath):
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(self.task.x):
             yield
 
+    def _states(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where the optimizer's state is here, and where it is in the optimizer."""
+        pairs = zip(self.captured.states, self.task.optimizer.states([*self.trained]), strict=True)
+        for state, own in chain.from_iterable(zip(*of_kind, strict=True) for of_kind in pairs):
+            yield state, own.view_as(state)
+
+    @property
+    def held(self) -> list[Tensor]:
+        return [*self.trained.values()]
+
     def load(self, order: Tensor | None) -> None:
         if order is None:
-            torch.arange(len(self.task.y), out=self.captured.order)
+            torch.arange(self.task.samples, out=self.captured.order)
         else:
             self.captured.order.copy_(order)
 
     def epoch(self, stop: HeldInterrupt, losses: list[float]) -> None:
-        done = 0
+        done, optimizer = 0, self.task.optimizer
         self.captured.step.zero_()
+        if self.updates_at_once:
+            self.captured.rates.copy_(optimizer.rates(self.task.lr, len(self.captured.rates)))
         try:
-            for start in range(0, len(self.task.y), self.task.batch_size):
-                m = min(self.task.batch_size, len(self.task.y) - start)
+            for start in range(0, self.task.samples, self.task.batch_size):
+                m = min(self.task.batch_size, self.task.samples - start)
                 self.last = None  # whose memory this step can have
-                self.last = m, self.captured.run(m, bound("step", "", partial(self._train, m)))
+                launches = bound("step", "", partial(self._train, m))
+                # With dampening the first step is another, and eager.
+                is_another = bool(optimizer.kinds and optimizer.dampening and not optimizer.steps)
+                self.last = m, launches() if is_another else self.captured.run(m, launches)
                 done += 1
+                optimizer.steps += bool(optimizer.kinds)
                 if stop.pending:
                     stop.check()
             if self.task.valid is not None:
@@ -94,13 +122,29 @@ class GraphPlan(FitPath):
             found = self.captured.losses.tolist()
             losses += found[:done]
             self.valid_loss = found[-1]
+        if self.task.accuracy:
+            *hits, valid_hits = self.captured.hits.tolist()
+            width = 1 if self.network.loss.name == "cross_entropy" else self.network.sizes[1]
+            self.accuracy = sum(hits) / (self.task.samples * width)
+            if self.task.valid is not None:
+                self.valid_accuracy = valid_hits / (len(self.task.valid[1]) * width)
 
     def validate(self) -> float:
         return self.valid_loss
 
-    def finish(self) -> None:
+    def publish(self) -> None:
         # Replays write behind autograd's back: a graph that saved a parameter must raise, not lie.
-        torch.autograd.graph.increment_version(compress(self.network.parameters, self.network.are_trained))
+        torch.autograd.graph.increment_version(self.held)
+        for state, own in self._states():
+            own.copy_(state)
+
+    def adopt(self) -> None:
+        for state, own in self._states():
+            state.copy_(own)
+
+    def finish(self) -> None:
+        self.publish()
+        _kept[self.model] = self.captured
         self.graph_bytes = self.captured.bytes()
         if self.last is None:
             return
@@ -125,12 +169,15 @@ class GraphPlan(FitPath):
             values.append(value)
         outputs = inputs[1:]
         delta = self._loss(outputs[-1], y, weights)
+        gradients: dict[str, Tensor] = {}
         is_done = False  # the derivative of this unit's activation, with the product above
         for u in reversed(range(first, len(self.units))):
-            product, (name, parameters), after = self.units[u]
+            product, (name, parameters), after, noise = self.units[u]
             layer = self.network.layer_names[after - 1]
             with named("backward", layer):
-                if name != "none" and not is_done:
+                if noise:
+                    delta = ops.dropout(delta, values[u])
+                elif name != "none" and not is_done:
                     delta = getattr(ops, f"{name}_backward")(delta, values[u], *parameters)
                 is_done = False
                 if product is None:
@@ -141,8 +188,28 @@ class GraphPlan(FitPath):
                     is_done = below.name != "softmax"
                     delta = ops.dense_backward_input(above, product.w, *((values[u - 1], *below) if is_done else ()))
             with named("update", layer):
-                descend(product.trained, above, inputs[u], product.w, product.b, task.lr, task.weight_decay)
+                if self.updates_at_once:
+                    found = gradients_of(product.trained, above, inputs[u])
+                    gradients |= {product.prefix + name: gradient for name, gradient in found.items()}
+                else:
+                    decay = task.optimizer.weight_decay
+                    descend(product.trained, above, inputs[u], product.w, product.b, task.lr, decay)
+        if gradients:
+            with named("update"):
+                self._update(gradients)
         return outputs
+
+    def _update(self, gradients: Mapping[str, Tensor]) -> None:
+        """All parameters at once, by the numbers of this step, which the loss's op has counted."""
+        optimizer, captured = self.task.optimizer, self.captured
+        kinds = [dict(zip(self.trained, states, strict=True)) for states in captured.states]
+        for decays in (True, False):
+            names = [name for name in self.trained if optimizer.decays(name.rpartition(".")[2]) == decays]
+            if names:
+                params, grads, *states = (
+                    [of_name[name] for name in names] for of_name in (self.trained, gradients, *kinds)
+                )
+                optimizer.update(params, grads, states, self.task.lr, decays, captured.rates, captured.step)
 
     def _take(self, m: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The batch whose turn it is, and the weights of its samples."""
@@ -158,20 +225,28 @@ class GraphPlan(FitPath):
         assert self.task.valid is not None
         x, y = self.task.valid
         # Each output is forgotten once the next is there.
-        y_pred, _ = deque(self._forward(x, len(self.units)), maxlen=1).pop()
+        y_pred, _ = deque(self._forward(x, None), maxlen=1).pop()
         self._loss(y_pred, y)  # counted as one more step
         return []
 
-    def _forward(self, x: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each unit's output, and what the derivative of its activation is in terms of, from the unit ``first`` on."""
-        for u, (product, activation, after) in enumerate(self.units):
+    def _forward(self, x: Tensor, first: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each unit's output, and what the derivative of its activation is in terms of, from the unit ``first`` on.
+
+        Of noise that is the noise. None is no training step: nothing is kept, and there is no noise.
+        """
+        for u, (product, activation, after, noise) in enumerate(self.units):
             name, parameters = activation
             of_input = activation.entry.of_input
             with named("forward", self.network.layer_names[after - 1]):
-                if product is None:
+                if noise:
+                    a = value = x
+                    if first is not None:
+                        value = noise_like(x, noise.p)
+                        a = ops.dropout(x, value)
+                elif product is None:
                     a = getattr(ops, name)(x, *parameters)
                     value = x if of_input else a
-                elif of_input and u >= first:
+                elif of_input and first is not None and u >= first:
                     a, value = ops.dense_with_preactivation(x, product.w, product.b, name, parameters)
                 else:
                     a = value = ops.dense(x, product.w, product.b, name, parameters)
@@ -182,6 +257,9 @@ class GraphPlan(FitPath):
         loss = self.network.loss
         op = getattr(ops, f"{loss.name}_step_")
         with named("loss"):
+            if self.task.accuracy:
+                hits = loss.hits(y_pred, loss.labels(y)).sum()
+                self.captured.hits.index_copy_(0, self.captured.step.view(1), hits.view(1))  # before the step counts
             return op(y_pred, y, self.captured.losses, self.captured.step, **loss.arguments(weights))
 
 
@@ -192,6 +270,8 @@ def _units(network: Network) -> list[_Unit]:
     for i, stage in enumerate(network.stages):
         if isinstance(stage, Product):
             units.append(_Unit(stage, none, i + 1))
+        elif isinstance(stage, Noise):
+            units.append(_Unit(None, none, i + 1, stage))
         elif units and units[-1].product and units[-1].activation == none and i not in network.shown:
             units[-1] = _Unit(units[-1].product, stage, i + 1)
         else:
@@ -204,60 +284,5 @@ def _identity(tensor: Tensor) -> Hashable:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg()
 
 
-class _Captured:
-    """Fixed memory, and the graphs of the launches that work on it: what may outlive a fit.
-
-    Attributes:
-        order: numbers of the samples in the order of this epoch (samples,).
-        step: the number of the step within the epoch ().
-        losses: of each step, then of the validation (steps + 1,).
-        x, y, weights: the batch, and the weights of its samples.
-    """
-
-    def __init__(self, key: Hashable, task: Task):
-        self.key, x, y, batch_size = key, task.x, task.y, task.batch_size
-        with torch.inference_mode(False):  # or they could not be written in another fit
-            self.order = torch.empty(len(y), dtype=torch.int64, device=x.device)
-            self.step = torch.zeros((), dtype=torch.int64, device=x.device)
-            self.losses = torch.empty(-(-len(y) // batch_size) + 1, dtype=x.dtype, device=x.device)
-            weights = x.new_empty(0) if task.sample_weights is None else task.sample_weights
-            self.x, self.y, self.weights = (
-                data.new_empty(min(batch_size, len(data)), *data.shape[1:]) for data in (x, y, weights)
-            )
-        # Without torch's allocator, as under a sanitizer, no memory can be captured.
-        captures = x.is_cuda and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ
-        self.pool = torch.cuda.graph_pool_handle() if captures else None
-        self.stream = torch.cuda.Stream(x.device) if captures else None  # torch's own is that of its first device
-        self.warm: set[Hashable] = set()
-        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
-
-    def run(self, kind: Hashable, launches: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Launches of one kind: eagerly the first time, then captured, then replayed. Returns their outputs."""
-        if self.pool is None or kind not in self.warm:
-            self.warm.add(kind)
-            return launches()
-        if kind not in self.graphs:
-            graph, mode = torch.cuda.CUDAGraph(), "thread_local"
-            try:
-                # The outer context leaves the stream even where the end of a failed capture raises.
-                with torch.cuda.stream(self.stream), torch.cuda.graph(graph, self.pool, self.stream, mode):
-                    outputs = launches()
-            except BaseException:
-                self.key = None  # serves no other fit: its pool may be lost
-                raise
-            self.graphs[kind] = graph, outputs
-        graph, outputs = self.graphs[kind]
-        graph.replay()
-        return outputs
-
-    def bytes(self) -> int:
-        """Of all the memory here, that of the graphs included."""
-        fixed = sum(tensor.nbytes for tensor in (self.order, self.step, self.losses, self.x, self.y, self.weights))
-        if self.pool is None:
-            return fixed
-        segments = torch.cuda.memory_snapshot(self.pool, include_traces=False)
-        return fixed + sum(segment["total_size"] for segment in segments)
-
-
 #: By model, what its last fit has captured.
-_kept: "WeakKeyDictionary[object, _Captured]" = WeakKeyDictionary()
+_kept: "WeakKeyDictionary[object, Captured]" = WeakKeyDictionary()

@@ -29,11 +29,13 @@ import torch
 from torch import Tensor
 
 from scratchcuda import _ranges
+from scratchcuda.engine.interrupt import HeldInterrupt
 from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.network import Network, Product, Task
 from scratchcuda.engine.parameters import Parameters
-from scratchcuda.engine.plans.tensor_steps import CACHE_LINE, Evaluation, Step, Targets
-from scratchcuda.engine.training import FitPath, HeldInterrupt
+from scratchcuda.engine.plans.tensor_steps import CACHE_LINE, Counted, Evaluation, Step, Targets
+from scratchcuda.engine.plans.tensor_update import Packing, Update
+from scratchcuda.engine.training import FitPath
 
 #: Bytes of one validation buffer. Measured: smaller ones pay for more calls, larger ones fall out of the cache.
 CHUNK_BYTES = 512 * 1024
@@ -44,14 +46,16 @@ KEPT_SIZES = 4
 T = TypeVar("T", bound=Evaluation)
 
 #: A batch: its evaluation or step, inputs, targets, and the place for its loss.
-Block = tuple[Evaluation, Tensor, Targets, Tensor]
+Block = tuple[Evaluation, Tensor, Targets | Counted, Tensor]
 
 
 class TensorPlan(FitPath):
     """Fits of a network, one after another.
 
     Attributes:
-        weights: of each product (n_in + 1, n_out); the bias is the last row.
+        weights: of each product (n_in + 1, n_out); the bias is the last row, zeros where there is none.
+        places: what of them network.parameters are.
+        update: what updates them by an optimizer with state; None for plain SGD, whose steps do so themselves.
         witness: of what was bound, see :func:`_witness`.
     """
 
@@ -60,11 +64,15 @@ class TensorPlan(FitPath):
     def __init__(self, model: Parameters, network: Network, task: Task):
         self.witness = _witness(network, task)
         with torch.inference_mode():
-            self.weights = [torch.cat([product.w, product.b.unsqueeze(0)]) for product in network.products]
-            self.places = [place for w in self.weights for place in (w[:-1], w[-1])]  # as network.parameters
+            like = network.parameters[0]
+            packing = Packing(network, CACHE_LINE // like.element_size())
+            flat = torch.zeros(packing.size, dtype=like.dtype, device=like.device)
+            self.weights, self.places = packing.matrices(flat), packing.places(flat)
+            self.update = Update(network, packing, flat, task.optimizer) if task.optimizer.kinds else None
         self.steps: dict[int, Step] = {}  # by batch size
         self.evaluations: dict[int, Evaluation] = {}
         self.losses = task.x.new_empty(0)
+        self.hits = torch.empty(0, dtype=torch.int64)
         self.begin(model, network, task)
 
     def begin(self, model: Parameters, network: Network, task: Task) -> None:
@@ -73,17 +81,25 @@ class TensorPlan(FitPath):
         self.batches: list[Block] = []
         self.chunks: list[Block] = []
         self.targets, self.counts = task.y, task.sample_weights
+        self.labels: Tensor | None = None
         self.last: Block | None = None
 
     def mode(self) -> AbstractContextManager[object]:
         return torch.inference_mode()
 
+    @property
+    def held(self) -> list[Tensor]:
+        return [*compress(self.places, self.network.are_trained)]
+
     def load(self, order: Tensor | None) -> None:
         if not self.batches:
             self._bind()
-        x, y, counts, size = self.task.x, self.targets, self.counts, self.task.batch_size
-        if order is not None:
-            x, y, counts = x[order], y[order], None if counts is None else counts[order]
+        size, samples = self.task.batch_size, self.task.samples
+
+        def taken(of: Tensor) -> Tensor:
+            return of[:samples] if order is None else of.index_select(0, order)  # of[order] takes six times as long
+
+        x, y, counts = taken(self.task.x), taken(self.targets), None if self.counts is None else taken(self.counts)
         y, factors = _balanced(y, counts, size)
         if len(self.losses) > 1:
             self.batches = _blocks(x, y, factors, size, self.steps, self.losses)
@@ -91,6 +107,8 @@ class TensorPlan(FitPath):
             step = self.steps[size]
             x, y = step.take(x, y)
             self.batches = [(step, x, y if factors is None else (y, factors), self.first_loss)]
+        if self.labels is not None:
+            self.batches = _counted(self.batches, taken(self.labels), self.hits)
 
     def _weighted(self, y: Tensor, sample_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Targets, as rows if smoothed, and what each sample counts in the mean; None if all count the same."""
@@ -103,27 +121,41 @@ class TensorPlan(FitPath):
 
     def _bind(self) -> None:
         task, network = self.task, self.network
-        torch._foreach_copy_(self.places, network.parameters)
-        samples, size = task.y.shape[0], task.batch_size
+        if self.update is not None:
+            self.update.begin(network, task.optimizer)
+        self.adopt()
+        samples, size = task.samples, task.batch_size
         self.targets, self.counts = self._weighted(task.y, task.sample_weights)
         for m in _sizes(samples, size):
-            step = _made_once(self.steps, m, lambda m: Step(network, self.weights, m, task.weight_decay))
-            step.descend_by(task.lr)
+            _made_once(
+                self.steps,
+                m,
+                lambda m: Step(
+                    network, self.weights, m, task.optimizer.weight_decay, self.update, counts_hits=task.accuracy
+                ),
+            )
         if len(self.losses) != -(-samples // size):
             self.losses = task.x.new_empty(-(-samples // size))
             self.first_loss = self.losses[0]
+        if task.accuracy:
+            self.labels, self.hits = network.loss.labels(task.y), torch.zeros(len(self.losses), dtype=torch.int64)
         if task.valid is not None:
             x, y = task.valid
             y, factors = _balanced(*self._weighted(y, None), len(y))
             widest = max(max(w.shape) for w in self.weights)
             size = max(CACHE_LINE, CHUNK_BYTES // (widest * x.element_size()))
             for m in _sizes(len(y), size):
-                _made_once(self.evaluations, m, lambda m: Evaluation(network, self.weights, m))
+                _made_once(self.evaluations, m, lambda m: Evaluation(network, self.weights, m, task.accuracy))
             self.valid_losses = x.new_empty(-(-len(y) // size))
             self.chunks = _blocks(x, y, factors, size, self.evaluations, self.valid_losses)
+            if task.accuracy:
+                self.valid_hits = torch.zeros(len(self.chunks), dtype=torch.int64)
+                self.chunks = _counted(self.chunks, network.loss.labels(task.valid[1]), self.valid_hits)
 
     def epoch(self, stop: HeldInterrupt, losses: list[float]) -> None:
         finished, run = 0, _ranges.bound("step", "", Step.run)
+        for of_size in self.steps.values():
+            of_size.descend_by(self.task.lr)
         try:
             for step, x, y, loss in self.batches:
                 run(step, x, y, loss)
@@ -134,26 +166,40 @@ class TensorPlan(FitPath):
             self.last = self.batches[finished - 1] if finished else self.last
             sums = zip(self.losses.tolist(), self.batches[:finished], strict=False)
             losses += [loss / step.terms for loss, (step, _, _, _) in sums]
+        if self.labels is not None:
+            self.accuracy = int(self.hits.sum()) / self.labels[: self.task.samples].numel()
 
     def validate(self) -> float:
         for evaluation, x, y, loss in self.chunks:
             evaluation.run(x, y, loss)
+        if self.labels is not None and self.task.valid is not None:
+            self.valid_accuracy = int(self.valid_hits.sum()) / (self.labels[0].numel() * len(self.task.valid[1]))
         return sum(self.valid_losses.tolist()) / sum(evaluation.terms for evaluation, _, _, _ in self.chunks)
+
+    def publish(self) -> None:
+        if held := self.held:
+            torch._foreach_copy_([*compress(self.network.parameters, self.network.are_trained)], held)
+        if self.update is not None:
+            self.update.publish()
+
+    def adopt(self) -> None:
+        torch._foreach_copy_(self.places, self.network.parameters)
+        if self.update is not None:
+            self.update.adopt()
 
     def finish(self) -> None:
         if self.last is not None:
-            both = self.network.parameters, self.places
-            own, packed = ([*compress(tensors, self.network.are_trained)] for tensors in both)
-            if own:
-                torch._foreach_copy_(own, packed)
+            self.publish()
             step, x, _, _ = self.last
             if len(self.batches) > 1:
                 x = x.clone()  # or it would keep the others
             for layer, before, after in self.network.owners:
                 layer.show(partial(step.value, x), a=after, **({"input": before} if isinstance(layer, Dense) else {}))
+        if self.update is not None:
+            self.update.finish()
         self.model._plan = self
         # What is kept holds no tensor of the user's.
-        del self.model, self.network, self.task, self.targets, self.counts, self.batches, self.chunks
+        del self.model, self.network, self.task, self.targets, self.counts, self.labels, self.batches, self.chunks
 
 
 def kept(model: Parameters, network: Network, task: Task) -> TensorPlan | None:
@@ -170,7 +216,7 @@ def _witness(network: Network, task: Task) -> tuple[object, ...]:
     stages = [stage.trained if isinstance(stage, Product) else stage for stage in network.stages]
     tensors = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_inference()) for t in network.parameters]
     loss = network.loss.name, dict(network.loss.parameters), network.loss.activation
-    return stages, tensors, loss, network.shown, task.weight_decay, _ranges.listener
+    return stages, tensors, loss, network.shown, task.optimizer.options, task.accuracy, _ranges.listener
 
 
 def _made_once(made: dict[int, T], m: int, make: Callable[[int], T]) -> T:
@@ -227,3 +273,13 @@ def _blocks(
             found = zip(targets.unbind(), factors[start:stop].split(m), strict=True)
         blocks += zip(repeat(evaluation), inputs.unbind(), found, places)
     return blocks
+
+
+def _counted(blocks: list[Block], labels: Tensor, hits: Tensor) -> list[Block]:
+    """The blocks with what their predictions are to hit (samples,) or (samples, n_out), and a place for the hits."""
+    parts = labels.split(blocks[0][0].m)
+    pairs = zip(blocks, parts, hits.unbind(), strict=True)
+    return [
+        (step, x, Counted(y, part.T if part.dim() == 2 else part, place), loss)
+        for (step, x, y, loss), part, place in pairs
+    ]

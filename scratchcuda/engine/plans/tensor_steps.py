@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scratchcuda._ranges import bound
-from scratchcuda.engine.network import Network, Product
+from scratchcuda.engine.layers import noise_like
+from scratchcuda.engine.network import Network, Noise, Product
+from scratchcuda.engine.plans.tensor_update import Update
 from scratchcuda.ops._entries import ENTRIES
 from scratchcuda.ops._losses import LOSSES, Loss
 
@@ -19,6 +21,14 @@ Call = Callable[[], object]
 Targets = Tensor | tuple[Tensor, Tensor]
 
 CACHE_LINE = 64
+
+
+class Counted(NamedTuple):
+    """Targets, what predictions are to hit, (m,) or (n_out, m), and the place () for how many do."""
+
+    targets: Any
+    labels: Tensor
+    place: Tensor
 
 
 class Evaluation:
@@ -33,7 +43,7 @@ class Evaluation:
     #: Whether each value keeps a buffer of its own. An evaluation forgets them, to stay in cache.
     keeps_values = False
 
-    def __init__(self, network: Network, weights: Sequence[Tensor], m: int):
+    def __init__(self, network: Network, weights: Sequence[Tensor], m: int, counts_hits: bool = False):
         self.weights, self.m = weights, m
         self.stages, self.activation = len(network.stages), network.loss.activation
         w = self.weights[0]
@@ -49,6 +59,7 @@ class Evaluation:
         self.first: Callable[[Tensor], object] | None = None
         self.calls: list[Call] = []
         self.values: list[Tensor | None] = [None]
+        self.noises: dict[int, Tensor] = {}  # by stage, what a training step multiplies by
         self._bind_forward(network)
         entry = LOSSES.get(network.loss.name)
         compare: Callable[[Tensor, Any, Tensor], object]
@@ -59,9 +70,9 @@ class Evaluation:
             self.terms = m * outputs
             parameters = network.loss.parameters.values()
             compare = self._mse_with_product() if self.fuses_target else self._elementwise(entry, parameters)
-        self.compare = bound("loss", "", compare)
+        self.compare = bound("loss", "", self._counting(network, compare) if counts_hits else compare)
 
-    def run(self, x: Tensor, y: Targets, loss: Tensor) -> None:
+    def run(self, x: Tensor, y: Targets | Counted, loss: Tensor) -> None:
         """x (features + 1, columns), y, the loss () to write."""
         if self.first is not None:
             self.first(x)
@@ -90,10 +101,16 @@ class Evaluation:
         rows = len(self.weights[0]) - 1
         for i, stage in enumerate(stages):
             value = self.values[-1]
+            if isinstance(stage, Noise) and not self.keeps_values:
+                self.values.append(value)
+                continue
             if isinstance(stage, Product):
                 rows = stage.w.shape[1]
                 output = self._buffer(rows) if self.keeps_values else self._shared_buffer(rows, value)
                 call: Callable[..., object] = partial(torch.mm, next(weights).mT, out=output[:-1])
+            elif isinstance(stage, Noise):
+                output = self._buffer(rows)
+                call = self._noise(i, stage.p, output[:-1])
             else:
                 entry, is_needed = stage.entry, self.keeps_values and (i in shown or stage.entry.of_input)
                 if value is not None and isinstance(stages[i - 1], Product) and not is_needed:
@@ -110,10 +127,41 @@ class Evaluation:
                 self.first = bound("forward", layer, call if reads_ones else lambda x, call=call: call(x[:-1]))
             self.values.append(output)
 
+    def _noise(self, i: int, p: float, out: Tensor) -> Callable[[Tensor], object]:
+        """The call that multiplies by noise of stage i, drawn as for samples (m, features); 0 in the padding."""
+        noise = self.noises[i] = torch.zeros_like(out)
+        of_samples, like = noise[:, : self.m], out.new_empty(self.m, len(out))
+
+        def drop(value: Tensor) -> None:
+            of_samples.copy_(noise_like(like, p).mT)
+            torch.mul(value, noise, out=out)
+
+        return drop
+
     def _elementwise(self, entry: Loss, parameters: Iterable[float]) -> Callable[[Tensor, Tensor, Tensor], object]:
         assert entry.compare is not None
         call = entry.compare(self._value(-1)[:-1, : self.m], self.delta, *parameters)
         return lambda x, y, loss: call(y, loss)
+
+    def _counting(
+        self, network: Network, compare: Callable[[Tensor, Any, Tensor], object]
+    ) -> Callable[[Tensor, Counted, Tensor], None]:
+        """As Objective.hits, of scores that lie features first."""
+        scores = self._value(-1)[:-1, : self.m]
+        of_classes = network.loss.name == "cross_entropy"
+        chosen = scores.argmax(0) if of_classes else scores >= 0
+        right = torch.empty_like(chosen, dtype=torch.bool)
+        choose = (
+            partial(torch.argmax, scores, 0, out=chosen) if of_classes else partial(torch.ge, scores, 0, out=chosen)
+        )
+
+        def counting(x: Tensor, y: Counted, loss: Tensor) -> None:
+            compare(x, y.targets, loss)
+            choose()
+            torch.eq(chosen, y.labels, out=right)
+            torch.sum(right.view(-1), 0, dtype=torch.int64, out=y.place)
+
+        return counting
 
     def _mse_with_product(self) -> Callable[[Tensor, Tensor, Tensor], object]:
         delta, flat, w = self.delta[:, : self.m], self.delta.view(-1), self.weights[-1].mT
@@ -164,12 +212,20 @@ class Evaluation:
 
 
 class Step(Evaluation):
-    """A training step: the evaluation, then backward with the updates."""
+    """A training step: the evaluation, then backward with the updates, or with gradients for one update of all."""
 
     keeps_values = True
 
-    def __init__(self, network: Network, weights: Sequence[Tensor], m: int, weight_decay: float):
-        super().__init__(network, weights, m)
+    def __init__(
+        self,
+        network: Network,
+        weights: Sequence[Tensor],
+        m: int,
+        weight_decay: float,
+        update: Update | None = None,
+        counts_hits: bool = False,
+    ):
+        super().__init__(network, weights, m, counts_hits)
         #: What the updates multiply delta by: see :meth:`descend_by`.
         self.alpha = 0.0
         self.batch = self._buffer(network.sizes[0])
@@ -183,15 +239,21 @@ class Step(Evaluation):
             self.backward.append(bound("loss", "", partial(function, 0, self.delta.dtype, out=self.delta)))
         first = network.first_trained
         remaining = list(weights)
+        gradients: list[Tensor | None] = [None] * len(weights) if update is None else [*update.gradients]
+        #: Of all parameters at once, by their gradients.
+        self.update, self.update_all = update, update and bound("update", "", update)
         delta, busy = self.delta, self.delta
         for i in reversed(range(first, self.stages)):
             stage, layer = network.stages[i], network.layer_names[i]
+            if isinstance(stage, Noise):
+                self.backward.append(bound("backward", layer, partial(torch.mul, delta, self.noises[i], out=delta)))
+                continue
             if not isinstance(stage, Product):
                 value = self._value(i if stage.entry.of_input else i + 1)[:-1]
                 call = stage.entry.backward_in_place(delta, value, *stage.parameters)
                 self.backward.append(bound("backward", layer, call))
                 continue
-            w, above = remaining.pop(), delta
+            w, gradient, above = remaining.pop(), gradients.pop(), delta
             if i > first:
                 busy = self._shared_buffer(len(w) - 1, busy)
                 delta = busy[:-1]
@@ -200,12 +262,16 @@ class Step(Evaluation):
                 continue
             # Of weights and bias those rows that are trained, which the same rows of the values belong to.
             rows = slice(0 if "w" in stage.trained else len(w) - 1, len(w) if "b" in stage.trained else len(w) - 1)
-            update = bound("update", layer, self._update(w[rows], above.mT, weight_decay, len(w) - 1 - rows.start))
-            if i > 0:
-                self.backward.append(partial(update, self._value(i)[rows]))
+            if gradient is None:
+                descend = self._update(w[rows], above.mT, weight_decay, len(w) - 1 - rows.start)
             else:
-                trains_all = len(stage.trained) == 2
-                self.update_first = update if trains_all else lambda x, update=update, rows=rows: update(x[rows])
+                descend = partial(self._gradient, gradient[rows], above.mT)
+            descend = bound("update", layer, descend)
+            if i > 0:
+                self.backward.append(partial(descend, self._value(i)[rows]))
+            else:
+                takes_all = rows == slice(0, len(w))
+                self.update_first = descend if takes_all else lambda x, call=descend, rows=rows: call(x[rows])
 
     def take(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The batch x (m, features), y (m, n_out) or (m,) as ``run`` takes it, in memory of its own."""
@@ -215,6 +281,12 @@ class Step(Evaluation):
     def descend_by(self, lr: float) -> None:
         """Take this learning rate from here on."""
         self.alpha = -lr * self.gradient_scale
+        if self.update is not None:
+            self.update.lr = lr
+
+    def _gradient(self, gradient: Tensor, delta: Tensor, values: Tensor) -> None:
+        """From a layer's values (rows, columns) and delta (columns, n_out), into gradient (rows, n_out)."""
+        gradient.addmm_(values, delta, beta=0, alpha=self.gradient_scale)
 
     def _update(self, w: Tensor, delta: Tensor, weight_decay: float, decaying: int) -> Callable[[Tensor], object]:
         """The call that updates w (rows, n_out) from a layer's values (rows, columns) and delta (columns, n_out).
@@ -234,9 +306,11 @@ class Step(Evaluation):
 
         return update
 
-    def run(self, x: Tensor, y: Targets, loss: Tensor) -> None:
+    def run(self, x: Tensor, y: Targets | Counted, loss: Tensor) -> None:
         super().run(x, y, loss)
         for call in self.backward:
             call()
         if self.update_first is not None:
             self.update_first(x)
+        if self.update_all is not None:
+            self.update_all()
