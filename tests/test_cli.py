@@ -138,7 +138,7 @@ def test_import_needs_torch_only():
 
 
 @pytest.mark.backends("tensor")  # its text speaks of the plan
-@pytest.mark.parametrize("page", ["README.md", "docs/profiler.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/profiler.md", "docs/sklearn.md"])
 def test_pages_show_true_code(page, tmp_path, monkeypatch):
     """Every Python block of a page runs, one after another."""
     monkeypatch.chdir(tmp_path)

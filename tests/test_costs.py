@@ -32,6 +32,13 @@ def test_arguments_by_name():
 X_, ONE = made(M, K), made(M, N)
 SGD = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1, "dampening": 0.0, "nesterov": False, "maximize": False}
 SGD |= {"is_first_step": False}
+ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "weight_decay": 0.1, "eps": 1.0, "amsgrad": False, "maximize": True}
+
+
+def adams(maxima):
+    return [B()], [B()], [B()], [B().square()], [B().square()] * maxima
+
+
 TORCHS = {
     "addmm": (aten.addmm.default, (B(), X_, W()), {}, 2 * M * K * N, N + M * K + K * N + M * N),
     "addmm_": (aten.addmm_.default, (ONE.clone(), X_, W()), {}, 2 * M * K * N, 2 * M * N + M * K + K * N),
@@ -46,6 +53,14 @@ TORCHS = {
     "foreach zero": (aten._foreach_zero_.default, ([ONE.clone(), B()],), {}, 0, M * N + N),
     "fused": (aten._fused_sgd_.default, ([B()], [B()], []), SGD, 2 * N, 3 * N),
     "fused momentum": (aten._fused_sgd_.default, ([B()], [B()], [B()]), SGD | {"momentum": 0.9}, 4 * N, 5 * N),
+    "fused adam": (aten._fused_adam_.default, (*adams(0), [torch.ones(())]), ADAM, 16 * N, 7 * N + 1),
+    "fused adamw": (
+        aten._fused_adamw_.default,
+        (*adams(1), [torch.ones(())]),
+        ADAM | {"amsgrad": True},
+        16 * N,
+        9 * N + 1,
+    ),
     "vector": (aten.addmv.default, (B(), W().T.contiguous(), W()[:, 0]), {}, 2 * K * N, N + K * N + K + N),
     "unbatched": (aten.nll_loss_forward.default, (B(), torch.tensor(1), None, 1, -100), {}, 1, 2 + 1 + 2),
     "foreach": (aten._foreach_add_.List, ([ONE.clone(), B()], [ONE, B()]), {}, M * N + N, 3 * (M * N + N)),

@@ -135,8 +135,9 @@ def bench_command(
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     console.print(f"{result['device']}, {result['threads']} thread(s), {versions}{loudly}", highlight=False)
     console.print(
-        "faster: torch.nn's time divided by the peer's, the median of the rounds, from lower to upper quartile; of "
-        "small steps the ends of the median's 95 % interval. A tie if these enclose 1. *: the fastest, or as fast."
+        "faster: torch.nn's time, or of estimators scikit-learn's, divided by the peer's, the median of the rounds, "
+        "from lower to upper quartile; of small steps the ends of the median's 95 % interval. A tie if these enclose "
+        "1. *: the fastest, or as fast."
     )
     left = float("inf") if seconds is None else seconds - conditions.age()
     run(result, todo, seconds=left, file=None if to_output else json_file, show=lambda row: show(row, console))

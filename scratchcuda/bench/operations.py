@@ -144,6 +144,35 @@ def torch_sgd(p: Tensor, g: Tensor, *m: Tensor) -> tuple[Tensor, ...]:
     return p, *m
 
 
+def adam_options(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> dict[str, Any]:
+    """All that ours and torch's fused Adam take by the same names."""
+    flags = {"amsgrad": False, "maximize": False}
+    lists = {"grads": [g], "exp_avgs": [m], "exp_avg_sqs": [v], "max_exp_avg_sqs": []}
+    return lists | flags | {"lr": LR, "beta1": MOMENTUM, "beta2": MOMENTUM, "eps": 1e-3, "weight_decay": 0.0}
+
+
+def adam_given(*tensors: Tensor) -> dict[str, Any]:
+    return {"params": [tensors[0]], "decoupled_weight_decay": False, "step": 1} | adam_options(*tensors)
+
+
+def adam(*tensors: Tensor) -> tuple[Tensor, ...]:
+    given = adam_given(*tensors)
+    ops.adam_update_(betas=(given.pop("beta1"), given.pop("beta2")), **given)
+    return tensors[0], *tensors[2:]
+
+
+def torch_adam(*tensors: Tensor) -> tuple[Tensor, ...]:
+    given = adam_options(*tensors)
+    torch._fused_adam_(self=[tensors[0]], state_steps=[one(tensors[0].device)], **given)
+    return tensors[0], *tensors[2:]
+
+
+@functools.cache
+def one(device: torch.device) -> Tensor:
+    """The number of a step, as torch counts them."""
+    return torch.ones((), device=device)
+
+
 def update(delta: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     ops.dense_update_(delta, x, w, b, LR)
     return w, b
@@ -196,8 +225,10 @@ OPERATIONS = {
     **{name: Operation(name, "n", "n") for name in ACTIVATIONS},
     **{f"{name}_backward": Operation(f"{name}_backward", "n", "n n") for name in ACTIVATIONS},
     **{name: row for entry in LOSSES.values() for name, row in loss_rows(entry).items()},
+    "dropout": Operation("dropout", "n", "n n"),
     "sgd_update_": Operation("sgd_update_", "n", "n n", {}, sgd, torch_sgd, sgd_given),
     "sgd_update_ momentum": Operation("sgd_update_", "n", "n n n", {}, sgd, torch_sgd, sgd_given),
+    "adam_update_": Operation("adam_update_", "n", "n n n u", {}, adam, torch_adam, adam_given),
     "softmax": Operation("softmax", "mc", "mc"),
     "softmax_backward": Operation("softmax_backward", "mc", "mc mc"),
     "cross_entropy classes": Operation("cross_entropy", "mc", "mc i", torchs=torch_cross_entropy),

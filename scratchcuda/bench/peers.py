@@ -74,8 +74,7 @@ def scratch(pair: Pair, work: Workload, validate: bool) -> Runner:
     def parameters() -> list[Tensor]:
         if isinstance(model, scratchcuda.SimpleLinearRegression):
             return [model.w.reshape(1, 1), model.b.reshape(1)]
-        layers = [layer for layer in model.layers if isinstance(layer, scratchcuda.Dense)]
-        return [tensor for layer in layers for tensor in (layer.w.T, layer.b)]
+        return [parameter.t() for parameter in model.parameters()]
 
     def run() -> Losses:
         history = pair.fit_scratch(work.epochs, work.lr, work.batch_size, validate)

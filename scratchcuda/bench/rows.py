@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scratchcuda.bench import drop_in, fits, operations
+from scratchcuda.bench import drop_in, estimators, fits, operations
 from scratchcuda.bench.peers import COMPILED, GRAPH, SCRATCH, TORCH
 from scratchcuda.compare import LARGE, WORKLOADS, Workload, network
 from scratchcuda.profiler.ceilings import Ceilings
@@ -15,7 +15,7 @@ from scratchcuda.profiler.clocks import Clock
 from scratchcuda.profiler.turns import ratio
 
 #: Measurements of each peer, where no other number is asked for; a clock decides for itself.
-ROUNDS = {"fits": 15, "steps": 15, "ops": 0, "drop-in": 1000, "scaling": 11}
+ROUNDS = {"fits": 15, "steps": 15, "ops": 0, "drop-in": 1000, "scaling": 11, "estimators": 11}
 PARTS = tuple(ROUNDS)
 
 #: The workloads measured by default, in these dtypes; others in float64.
@@ -97,6 +97,7 @@ class Options:
 def rows(options: Options, parts: Sequence[str]) -> list[Row]:
     """Of these parts; first those with bars."""
     makers = {"fits": _fits, "steps": _steps, "ops": _ops, "drop-in": _drop_in, "scaling": _scaling}
+    makers |= {"estimators": _estimators}
     return sorted((row for part in parts for row in makers[part](options)), key=lambda row: not row.bars)
 
 
@@ -180,6 +181,14 @@ def _along_axes(
         work = replace(WORKLOADS["digits"], epochs=count)
         run = partial(_along, "epochs", count, partial(options.train, "scaling", work, "float32", []))
         yield Row("scaling", f"epochs {count}", run)
+
+
+def _estimators(options: Options) -> Iterator[Row]:
+    for solver in estimators.SOLVERS:
+        for dtype in ("float64", "float32"):
+            epochs, rounds = 2 if options.dry else 20, options.rounds_of("estimators")
+            run = partial(estimators.measure, solver, dtype, epochs, options.clock.device, rounds)
+            yield Row("estimators", f"MLPClassifier {solver} {dtype}", run)
 
 
 def _along(axis: str, size: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
