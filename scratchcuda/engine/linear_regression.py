@@ -131,7 +131,7 @@ class SimpleLinearRegression(Fitted):
         Args:
             options: those that Model.fit takes by name; there are no sample weights.
         """
-        if unknown := sorted(options.keys() - Course.__dataclass_fields__.keys()):
+        if unknown := [name for name in options if name not in Course.__dataclass_fields__]:
             raise TypeError(f"fit() got an unexpected keyword argument {unknown[0]!r}")
         course = Course(epochs=epochs, lr=lr, batch_size=batch_size, **options)
         course.check_loss(MSE())

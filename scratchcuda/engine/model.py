@@ -436,6 +436,6 @@ class Model(Fitted):
         return weights.to(y.device, self.dtype)
 
     def _update_options(self, optimizer: Optimizer) -> dict[str, Any]:
-        own = [layer for layer in self.layers if layer.trained and original(layer) is not Dense]
-        backwards = [layer.backward for layer in own]  # type: ignore[attr-defined]
+        own = (layer for layer in self.layers if layer.trained and original(layer) is not Dense)
+        backwards = (layer.backward for layer in own)  # type: ignore[attr-defined]
         return update_options(optimizer, [] if original(self) else [self.update], backwards)

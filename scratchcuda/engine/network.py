@@ -152,7 +152,8 @@ class Task:
     @property
     def samples(self) -> int:
         """That an epoch trains on."""
-        return len(self.y) - len(self.y) % self.batch_size if self.drop_last else len(self.y)
+        samples = self.y.shape[0]
+        return samples - samples % self.batch_size if self.drop_last else samples
 
 
 def network_of(layers: list[Layer], loss_f: Losses, sizes: tuple[int, int], like: Tensor) -> Network | str:

@@ -62,7 +62,7 @@ class Optimizer:
         for flag, value in (("nesterov", nesterov), ("amsgrad", amsgrad)):
             _checks.flag(flag, value)
         self.nesterov, self.amsgrad = nesterov, amsgrad
-        for option in DEFAULTS.keys() - {"weight_decay", *OPTIONS[name]}:
+        for option in _FOREIGN[name]:
             if (other := getattr(self, option)) != DEFAULTS[option]:
                 raise ValueError(f"{option} is {other}, but optimizer {name!r} has no such option")
         if nesterov and (momentum == 0 or dampening != 0):
@@ -90,7 +90,9 @@ class Optimizer:
         Raises:
             ValueError: if it has made steps without one of them, or on one of another shape; nothing has changed then.
         """
-        for name, tensor in parameters.items() if self.kinds and self.steps else ():
+        if not self.kinds:
+            return
+        for name, tensor in parameters.items() if self.steps else ():
             if name not in self.state:
                 raise ValueError(
                     f"optimizer has no state of {name}, which its {self.steps} steps did not train; expected one that "
@@ -99,7 +101,7 @@ class Optimizer:
             for kind, value in self.state[name].items():
                 _checks.shape(f"optimizer.state[{name!r}][{kind!r}]", value, tuple(tensor.shape))
         with torch.inference_mode(False), torch.no_grad():
-            for name, tensor in parameters.items() if self.kinds else ():
+            for name, tensor in parameters.items():
                 if self.steps:
                     self.state[name] = {kind: value.to(tensor) for kind, value in self.state[name].items()}
                 else:
@@ -227,6 +229,7 @@ class Optimizer:
 
 #: Of all options, by name.
 DEFAULTS: dict[str, Any] = dict(Optimizer.__init__.__kwdefaults__ or {})
+_FOREIGN = {name: DEFAULTS.keys() - {"weight_decay", *own} for name, own in OPTIONS.items()}
 
 
 def optimizer_of(given: object, options: Mapping[str, Any]) -> Optimizer:

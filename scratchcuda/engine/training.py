@@ -160,8 +160,8 @@ class Fitted(Parameters):
         course.check_validation(x_valid, y_valid)
         x, y = self._pair(*data)
         weights = None if sample_weight is None else self._sample_weights(sample_weight, y)
-        trained, valid = course.trained(len(y)), None
-        if trained < len(y):
+        trained, valid = course.trained(samples := y.shape[0]), None
+        if trained < samples:
             valid = x[trained:], y[trained:]
             x, y, weights = x[:trained], y[:trained], None if weights is None else weights[:trained]
         elif x_valid is not None or y_valid is not None:
@@ -169,7 +169,8 @@ class Fitted(Parameters):
         self._settle(data[1])
         size, changes = min(course.batch_size, trained), (course.lr.varies, course.drop_last, course.accuracy)
         task = Task(x, y, size, lr, optimizer, valid, weights, *changes)
-        optimizer.begin({slot.name: slot.tensor for slot in self._slots() if slot.is_trained})
+        if optimizer.kinds:
+            optimizer.begin({slot.name: slot.tensor for slot in self._slots() if slot.is_trained})
         path: FitPath | str = "the model has methods of its own"
         if not course.plan:
             path = "asked for"
@@ -184,7 +185,7 @@ class Fitted(Parameters):
     def _run(self, course: Course, path: FitPath, history: History, names: tuple[str, str]) -> None:
         """The epochs of a fit, of data with these names."""
         task, generator, has_grad = path.task, course.generator, torch.is_grad_enabled()
-        samples, device = len(task.y), task.y.device if generator is None else generator.device  # of the orders
+        samples, device = task.y.shape[0], task.y.device if generator is None else generator.device  # of the orders
         stopping = None if course.early_stopping is None else EarlyStopping(course.early_stopping)
         is_nan = False
         with HeldInterrupt() as stop, _bar(course) as bar, path.mode():

@@ -254,6 +254,8 @@ def at_least(name: str, value: Any, least: float) -> float:
 
 
 def between(name: str, value: Any, low: float, high: float) -> float:
+    if type(value) in (float, int) and low <= value <= high:
+        return float(value)
     number = finite(name, value, expected := f"a number from {low:g} to {high:g}")
     if not low <= number <= high:
         raise ValueError(f"{name} is {number}, expected {expected}")
@@ -271,7 +273,7 @@ def betas(value: Any) -> tuple[float, float]:
         beta1, beta2 = value
     except (TypeError, ValueError):
         raise TypeError(f"betas is {value!r}, expected two numbers") from None
-    first, second = (at_least(f"betas[{i}]", beta, 0) for i, beta in enumerate((beta1, beta2)))
+    first, second = at_least("betas[0]", beta1, 0), at_least("betas[1]", beta2, 0)
     for i, beta in enumerate((first, second)):
         if beta >= 1:
             raise ValueError(f"betas[{i}] is {beta}, expected a number of at least 0 and less than 1")

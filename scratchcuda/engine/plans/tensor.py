@@ -97,7 +97,9 @@ class TensorPlan(FitPath):
         size, samples = self.task.batch_size, self.task.samples
 
         def taken(of: Tensor) -> Tensor:
-            return of[:samples] if order is None else of.index_select(0, order)  # of[order] takes six times as long
+            if order is None:
+                return of if of.shape[0] == samples else of[:samples]
+            return of.index_select(0, order)  # of[order] takes six times as long
 
         x, y, counts = taken(self.task.x), taken(self.targets), None if self.counts is None else taken(self.counts)
         y, factors = _balanced(y, counts, size)
