@@ -35,7 +35,8 @@ class Captured:
                 data.new_empty(min(batch_size, len(data)), *data.shape[1:]) for data in (x, y, weights)
             )
             self.states = [[torch.zeros_like(p, requires_grad=False) for p in trained] for _ in task.optimizer.kinds]
-            self.rates = task.optimizer.rates(0.0, len(self.losses) - 1 if updates_at_once else 0).to(x.device)
+            steps = len(self.losses) - 1
+            self.rates = task.optimizer.rates(0.0, steps).to(x.device) if updates_at_once else x.new_empty(0)
         # Without torch's allocator, as under a sanitizer, no memory can be captured.
         captures = x.is_cuda and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ
         self.pool = torch.cuda.graph_pool_handle() if captures else None
