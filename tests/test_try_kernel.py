@@ -73,11 +73,11 @@ def stay(kernel, options, told):
 
 
 def test_a_kernel_may_die_and_need_not_end(monkeypatch, capsys):
-    monkeypatch.setattr(try_kernel, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(try_kernel, "run_tests", die)
     assert try_kernel.tested("activations", []) == -signal.SIGKILL
     assert capsys.readouterr().out == "tanh is wrong\n\ntest_tanh died of SIGKILL\n"
     monkeypatch.setattr(try_kernel, "run_tests", stay)
+    monkeypatch.setattr(try_kernel, "MOST_SECONDS", 0.1)
     with pytest.raises(SystemExit, match=r"^tanh is wrong\n\ntest_tanh has run for 0.1 seconds: a kernel does not end"):
         try_kernel.tested("activations", [])
 
