@@ -138,7 +138,7 @@ def test_a_step_is_captured_in_a_cuda_graph(classes):
 
     def step():
         loss, delta = model._loss_and_gradient(model.__forward__(x), y)
-        model._backpropagate(delta, 0.1, {})
+        model._backpropagate(delta, 0.1)
         return loss
 
     eager = [step().item() for _ in range(3)]

@@ -78,7 +78,7 @@ def refused_rates(call, columns):
         Refused(lambda t: call(t, rates, None), TypeError, "turn is NoneType", "turn is None, expected a tensor"),
         Refused(lambda t: call(t, None, turn), TypeError, "rates is NoneType", "rates is None, expected a tensor"),
         Refused(
-            lambda t: call(t, t.w.view(-1)[: columns * 2].view(2, columns), turn),
+            lambda t: call(t, t.w.view(-1)[: columns * 2].view(2, columns), turn.to(t.w.device)),
             ValueError,
             "rates shares memory with|params shares memory with rates",
             "shares memory with",
