@@ -20,7 +20,7 @@ from scratchcuda.engine.layers import Dense
 from scratchcuda.engine.linear_regression import SimpleLinearRegression
 from scratchcuda.engine.losses import KINDS
 from scratchcuda.engine.model import Model
-from scratchcuda.metrics import mape
+from scratchcuda.metrics import accuracy, mape
 from scratchcuda.ops._entries import ENTRIES, elementwise
 
 #: Largest relative difference that counts as agreement, in rounding units of the dtype: 1e-12 in float64. The
@@ -332,9 +332,7 @@ class Pair:
             self.fit_torch(1, lr, batch_size, validate=False)
             self.fit_scratch(1, lr, batch_size, validate=False)
             for predict, found in ((self.net, theirs), (self.scratch.predict, ours)):
-                with torch.no_grad():
-                    right = predict(self.x_valid).argmax(1) == self.y_valid
-                found.append(right.double().mean().item())
+                found.append(accuracy(self.y_valid, predict(self.x_valid)))
         return theirs, ours
 
     def prediction_mape(self) -> float:

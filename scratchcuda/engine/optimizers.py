@@ -65,10 +65,7 @@ class Optimizer:
         for option in _FOREIGN[name]:
             if (other := getattr(self, option)) != DEFAULTS[option]:
                 raise ValueError(f"{option} is {other}, but optimizer {name!r} has no such option")
-        if nesterov and (momentum == 0 or dampening != 0):
-            raise ValueError(
-                f"nesterov needs momentum and no dampening, got momentum {momentum}, dampening {dampening}"
-            )
+        _checks.nesterov(nesterov, momentum, dampening)
         self.steps = 0
         self.state: dict[str, dict[str, Tensor]] = {}
 

@@ -167,8 +167,8 @@ class Fitted(Parameters):
         elif x_valid is not None or y_valid is not None:
             valid = self._pair("x_valid", x_valid, "y_valid", y_valid, beside=x)
         self._settle(data[1])
-        size, changes = min(course.batch_size, trained), (course.lr.varies, course.drop_last, course.accuracy)
-        task = Task(x, y, size, lr, optimizer, valid, weights, *changes)
+        size = min(course.batch_size, trained)
+        task = Task(x, y, size, lr, optimizer, valid, weights, course.lr.varies, course.drop_last, course.accuracy)
         if optimizer.kinds:
             optimizer.begin({slot.name: slot.tensor for slot in self._slots() if slot.is_trained})
         path: FitPath | str = "the model has methods of its own"

@@ -267,6 +267,12 @@ def non_negative(name: str, value: Any) -> float:
     return at_least(name, value, 0)
 
 
+def nesterov(value: bool, momentum: float, dampening: float) -> None:
+    """Nesterov's momentum, as torch.optim.SGD has it."""
+    if value and (momentum == 0 or dampening != 0):
+        raise ValueError(f"nesterov needs momentum and no dampening, got momentum {momentum}, dampening {dampening}")
+
+
 def betas(value: Any) -> tuple[float, float]:
     """Of two averages, each at least 0 and less than 1."""
     try:

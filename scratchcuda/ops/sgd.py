@@ -105,8 +105,7 @@ def sgd_update_(
         _checks.flag(name, value)
     params, grads = _checks.tensors("params", params), _checks.tensors("grads", grads)
     momentum_buffers = _checks.tensors("momentum_buffers", momentum_buffers) if momentum else []
-    if nesterov and (momentum == 0 or dampening != 0):
-        raise ValueError(f"nesterov needs momentum and no dampening, got momentum {momentum}, dampening {dampening}")
+    _checks.nesterov(nesterov, momentum, dampening)
     _checks.update(params, grads, {"momentum_buffers": momentum_buffers} if momentum else {}, rates, turn, columns=1)
     if not params:
         return
