@@ -11,7 +11,11 @@ class Targets {
   public:
     Targets(const stable::Tensor& scores, const stable::Tensor& y_true, const std::optional<int64_t>& ignore_index,
             const OptionalTensor& class_weights, const OptionalTensor& sample_weights, double label_smoothing)
-        : scores(operand(scores)), y_true(y_true), ignored(ignore_index) {
+        : scores(operand(scores)),
+          y_true(y_true),
+          ignored(ignore_index),
+          by_class(class_weights),
+          by_row(sample_weights) {
         check_dtype("scores", scores);
         if (scores.dim() == 0) refuse("scores has shape (), expected (m, classes), (n, classes, d...) or (classes,)");
         const int64_t along = std::min<int64_t>(1, scores.dim() - 1);
@@ -28,12 +32,11 @@ class Targets {
             if (ignored) refuse("ignore_index is ", *ignored, ", expected None with probabilities");
             this->y_true = operand(y_true);
         }
-        take("class_weights", class_weights, Sizes{scores.size(along)}, by_class);
-        take("sample_weights", sample_weights, rows, by_row);
+        check_weights("class_weights", class_weights, Sizes{scores.size(along)});
+        check_weights("sample_weights", sample_weights, rows);
         if (!(0 <= label_smoothing && label_smoothing <= 1))
             refuse("label_smoothing is ", label_smoothing, ", expected a number from 0 to 1");
-        options = {ignored ? &*ignored : nullptr, by_class ? &*by_class : nullptr, by_row ? &*by_row : nullptr,
-                   label_smoothing};
+        options = {ignored ? &*ignored : nullptr, by_class.get(), by_row.get(), label_smoothing};
     }
     Targets(const Targets&) = delete;
 
@@ -47,16 +50,15 @@ class Targets {
     Sizes rows;  // the sizes of scores without the classes
 
   private:
-    void take(const char* name, const OptionalTensor& weights, const Sizes& sizes, std::optional<Tensor>& seen) {
+    void check_weights(const char* name, const OptionalTensor& weights, const Sizes& sizes) const {
         if (!weights) return;
         check_alike(name, *weights, scores, "scores");
         check_shape(name, *weights, sizes);
-        seen = view(*weights);
     }
 
     stable::Tensor y_true;
     std::optional<int64_t> ignored;
-    std::optional<Tensor> by_class, by_row;
+    OptionalView by_class, by_row;
     CrossEntropyOptions options;
 };
 

@@ -63,9 +63,9 @@ stable::Tensor forward(const char* op, const stable::Tensor& x, const stable::Te
     const auto rows = operand(x);
     auto a = empty(x, with_features(x, w.size(1)));
     if (z) *z = empty(x, with_features(x, w.size(1)));
-    const Tensor b_view = view(b ? *b : w), z_view = view(z ? *z : a);
-    launched(op, dense_forward(view(rows), view(w), b ? &b_view : nullptr, view(a), z ? &z_view : nullptr, f, tile,
-                               guard.stream));
+    const OptionalView bias(b);
+    const Tensor z_view = view(z ? *z : a);
+    launched(op, dense_forward(view(rows), view(w), bias.get(), view(a), z ? &z_view : nullptr, f, tile, guard.stream));
     return a;
 }
 
@@ -166,9 +166,9 @@ void dense_update_(const stable::Tensor& delta, const stable::Tensor& x, const s
     check_here("delta", delta);
     const auto delta_rows = operand(delta), x_rows = operand(x);
     const auto partials = workspace(x, dense_workspace_bytes(view(delta_rows), view(x_rows), tile));
-    const Tensor b_view = view(b ? *b : w);
-    launched("dense_update_", dense_update(view(delta_rows), view(x_rows), view(w), b ? &b_view : nullptr, lr,
-                                           weight_decay, partials.data_ptr(), tile, guard.stream));
+    const OptionalView bias(b);
+    launched("dense_update_", dense_update(view(delta_rows), view(x_rows), view(w), bias.get(), lr, weight_decay,
+                                           partials.data_ptr(), tile, guard.stream));
 }
 
 }  // namespace

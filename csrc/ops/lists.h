@@ -13,15 +13,6 @@ inline std::vector<Tensor> views(const Tensors& tensors) {
     return found;
 }
 
-// A view of what may not be there, and how launchers take it.
-struct OptionalView {
-    explicit OptionalView(const OptionalTensor& tensor) {
-        if (tensor) seen = view(*tensor);
-    }
-    const Tensor* get() const { return seen ? &*seen : nullptr; }
-    std::optional<Tensor> seen;
-};
-
 inline std::string at(const char* list, size_t i) { return std::string(list) + "[" + std::to_string(i) + "]"; }
 
 struct List {

@@ -103,6 +103,15 @@ inline Tensor view(const stable::Tensor& tensor) {
             tensor.strides().data()};
 }
 
+// A view of what may not be there, and how launchers take it.
+struct OptionalView {
+    explicit OptionalView(const OptionalTensor& tensor) {
+        if (tensor) seen = view(*tensor);
+    }
+    const Tensor* get() const { return seen ? &*seen : nullptr; }
+    std::optional<Tensor> seen;
+};
+
 // Throws what a launcher has returned, unless that is success. Without a last error, it is a launcher's own refusal.
 inline void launched(const char* op, cudaError_t error) {
     if (error == cudaSuccess) return;
